@@ -1,0 +1,58 @@
+// What kernels are told: plain structs of pointers and sizes, shared by module.cpp and every instruction set.
+#pragma once
+#include <cstdint>
+
+namespace scfast {
+
+enum Dtype : int { kFloat32 = 0, kBfloat16 = 1, kFloat16 = 2 };
+enum Heads : int { kNone = 0, kSum = 1, kMax = 2, kMin = 3 };
+
+// Inputs of every attention kernel. Strides count elements; the last dimension has stride 1.
+struct Geometry {
+  int dtype;
+  const void *q, *k;                            // [Tq, H, D], [Tk, Hkv, D]
+  int64_t q_token, q_head, k_token, k_head;     // strides
+  int64_t total_q, total_k;
+  int heads, kv_heads, dim;
+  const int32_t *cu_seqlens_q, *cu_seqlens_k;   // [B + 1]
+  const int32_t* work;                          // [n_work, 2]: cell, first row within the cell
+  int n_cells, n_work;
+  const int32_t* causal_offset;                 // [B]
+  const float* key_bias;                        // [Tk, bias_heads] or null
+  int bias_heads;                               // 0, 1 or H
+  float scale, softcap;                         // softcap 0: none
+  bool causal;
+  int threads;
+};
+
+struct ForwardArgs {
+  Geometry where;
+  const void* v;                                // [Tk, Hkv, Dv]
+  int64_t v_token, v_head;
+  int v_dim;
+  void* out;                                    // [Tq, H, Dv], dtype of q
+  float* lse;                                   // [Tq, H], natural logarithm
+  float* received;                              // [H, Tk] or null
+  float* entropy;                               // [Tq, H] or null, nats
+  float* max;                                   // [Tq, H] or null
+};
+
+struct ColsumArgs {
+  Geometry where;
+  const float* row_weights;                     // [R, Tq]
+  int n_weights;                                // R
+  int fusion;                                   // Heads
+  const float* head_weights;                    // [H] or null
+  float residual;                               // a of the rollout step, below 0: plain product
+  float* sums;                                  // [R, Hout, Tk]
+  float* row_sums;                              // [Tq, Hout] or null
+};
+
+struct RowstatsArgs {
+  Geometry where;
+  int fusion;
+  const float* head_weights;
+  float *entropy, *max, *self_weight, *row_sum; // [Tq, Hout] each
+};
+
+}  // namespace scfast

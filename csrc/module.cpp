@@ -1,0 +1,115 @@
+// Python bindings, and nothing else: integers for pointers, sizes, strides, thread count.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <cstdlib>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "isa.hpp"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+using namespace scfast;
+
+namespace {
+
+// Instruction sets of this build that this machine can run, best first.
+std::vector<const Kernels*> available() {
+  std::vector<const Kernels*> found;
+#ifdef SCFAST_X86
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+  if (avx512 && __builtin_cpu_supports("avx512bf16")) found.push_back(&scfast_avx512_bf16);
+  if (avx512) found.push_back(&scfast_avx512);
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(&scfast_avx2);
+#endif
+  found.push_back(&scfast_generic);
+#ifdef SCFAST_EMULATE_BF16
+  if (avx512) found.push_back(&scfast_avx512_bf16_emulated);
+#endif
+  return found;
+}
+
+const Kernels* chosen = available().front();
+
+template <class T>
+T* at(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+template <class Args>
+void run(bool (*kernel)(const Args*), const Args& args) {
+  bool done;
+  {
+    nb::gil_scoped_release release;
+    done = kernel(&args);
+  }
+  if (!done) throw std::bad_alloc();
+}
+
+}  // namespace
+
+NB_MODULE(_kernels, m) {
+  m.attr("version") = SCFAST_VERSION;
+
+  using Strides = std::tuple<int64_t, int64_t>;
+  nb::class_<Geometry>(m, "Geometry")
+      .def(
+          "__init__",
+          [](Geometry* g, int dtype, uintptr_t q, uintptr_t k, Strides q_strides, Strides k_strides,
+             std::tuple<int64_t, int64_t, int, int, int> sizes, uintptr_t cu_seqlens_q, uintptr_t cu_seqlens_k,
+             uintptr_t work, int n_cells, int n_work, uintptr_t causal_offset, uintptr_t key_bias, int bias_heads,
+             float scale, float softcap, bool causal, int threads) {
+            new (g) Geometry{dtype, at<void>(q), at<void>(k), std::get<0>(q_strides), std::get<1>(q_strides),
+                             std::get<0>(k_strides), std::get<1>(k_strides), std::get<0>(sizes), std::get<1>(sizes),
+                             std::get<2>(sizes), std::get<3>(sizes), std::get<4>(sizes),
+                             at<int32_t>(cu_seqlens_q), at<int32_t>(cu_seqlens_k), at<int32_t>(work), n_cells, n_work,
+                             at<int32_t>(causal_offset), at<float>(key_bias), bias_heads, scale, softcap, causal,
+                             threads};
+          },
+          nb::kw_only(), "dtype"_a, "q"_a, "k"_a, "q_strides"_a, "k_strides"_a, "sizes"_a, "cu_seqlens_q"_a,
+          "cu_seqlens_k"_a, "work"_a, "n_cells"_a, "n_work"_a, "causal_offset"_a, "key_bias"_a, "bias_heads"_a,
+          "scale"_a, "softcap"_a, "causal"_a, "threads"_a);
+
+  m.def("attention_forward", [](const Geometry& where, uintptr_t v, Strides v_strides, int v_dim, uintptr_t out,
+                                uintptr_t lse, uintptr_t received, uintptr_t entropy, uintptr_t max) {
+    run(chosen->attention_forward,
+        ForwardArgs{where, at<void>(v), std::get<0>(v_strides), std::get<1>(v_strides), v_dim, at<void>(out),
+                    at<float>(lse), at<float>(received), at<float>(entropy), at<float>(max)});
+  });
+  m.def("attention_colsum", [](const Geometry& where, uintptr_t row_weights, int n_weights, int fusion,
+                               uintptr_t head_weights, float residual, uintptr_t sums, uintptr_t row_sums) {
+    run(chosen->attention_colsum, ColsumArgs{where, at<float>(row_weights), n_weights, fusion, at<float>(head_weights),
+                                             residual, at<float>(sums), at<float>(row_sums)});
+  });
+  m.def("attention_rowstats", [](const Geometry& where, int fusion, uintptr_t head_weights, uintptr_t entropy,
+                                 uintptr_t max, uintptr_t self_weight, uintptr_t row_sum) {
+    run(chosen->attention_rowstats, RowstatsArgs{where, fusion, at<float>(head_weights), at<float>(entropy),
+                                                 at<float>(max), at<float>(self_weight), at<float>(row_sum)});
+  });
+
+  m.def("instruction_sets", [] {
+    std::vector<std::string> names;
+    for (const Kernels* kernels : available()) names.push_back(kernels->name);
+    return names;
+  });
+  m.def("instruction_set", [] { return std::string(chosen->name); });
+  m.def(
+      "use_instruction_set",
+      [](const std::string& name) {
+        std::string known;
+        for (const Kernels* kernels : available()) {
+          if (name == kernels->name) {
+            chosen = kernels;
+            return;
+          }
+          known += known.empty() ? kernels->name : std::string(", ") + kernels->name;
+        }
+        throw nb::value_error(("instruction set '" + name + "' is not available here; use one of " + known).c_str());
+      },
+      "name"_a);
+}

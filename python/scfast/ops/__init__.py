@@ -1,0 +1,7 @@
+"""The ops: contract, checks, dispatch and torch registration of each kernel."""
+
+from scfast.ops.attention_colsum import attention_colsum
+from scfast.ops.attention_forward import AttentionOutput, attention_forward
+from scfast.ops.attention_rowstats import RowStats, attention_rowstats
+
+__all__ = ["AttentionOutput", "RowStats", "attention_colsum", "attention_forward", "attention_rowstats"]

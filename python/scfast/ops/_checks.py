@@ -1,0 +1,101 @@
+"""Checks shared by the attention ops: once, in Python, with messages that say what was got and what to do."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from scfast.packing import Packing
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+HEADS = ("mean", "sum", "max", "min", "none")
+MAX_HEAD_DIM = 256
+
+
+def check_qk(q: torch.Tensor, k: torch.Tensor, packing: Packing) -> None:
+    """Refuse q and k that do not fit each other or the packing."""
+    if not isinstance(packing, Packing):
+        raise TypeError(f"packing must be a scfast.Packing, got {type(packing).__name__}: use Packing.from_lengths")
+    for name, x, total in (("q", q, packing.total_q), ("k", k, packing.total_k)):
+        _check_packed(name, x, total)
+    if k.shape[2] != q.shape[2]:
+        raise ValueError(f"q has head dim {q.shape[2]} and k has {k.shape[2]}; they must agree")
+    _check_same("k", k, q, packing)
+
+
+def check_v(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, packing: Packing) -> None:
+    """Refuse values that do not fit the keys."""
+    _check_packed("v", v, packing.total_k)
+    if v.shape[1] != k.shape[1]:
+        raise ValueError(f"k has {k.shape[1]} heads and v has {v.shape[1]}; they must agree")
+    _check_same("v", v, q, packing)
+
+
+def _check_packed(name: str, x: torch.Tensor, total: int) -> None:
+    if x.dim() != 3:
+        raise ValueError(
+            f"{name} must be packed as [tokens, heads, head dim], got shape {tuple(x.shape)}: "
+            "drop the padding and lay the cells end to end (Packing.from_lengths holds their lengths)"
+        )
+    if x.shape[0] != total:
+        raise ValueError(f"{name} has {x.shape[0]} tokens, but the packing's cells add up to {total}")
+    if not 1 <= x.shape[2] <= MAX_HEAD_DIM:
+        raise ValueError(f"{name} has head dim {x.shape[2]}; 1 to {MAX_HEAD_DIM} are supported")
+    if x.dtype not in DTYPES:
+        raise TypeError(f"{name} is {x.dtype}; use one of {', '.join(map(str, DTYPES))}")
+
+
+def _check_same(name: str, x: torch.Tensor, q: torch.Tensor, packing: Packing) -> None:
+    if x.dtype != q.dtype:
+        raise TypeError(f"q is {q.dtype} and {name} is {x.dtype}; cast them to one dtype")
+    if x.device != q.device or packing.device != q.device:
+        raise ValueError(f"q is on {q.device}, {name} on {x.device}, the packing on {packing.device}: move them together")
+    if x.shape[1] == 0 or q.shape[1] % x.shape[1]:
+        raise ValueError(f"q has {q.shape[1]} heads, which {name}'s {x.shape[1]} heads do not divide")
+
+
+def check_score(
+    q: torch.Tensor, packing: Packing, scale: float | None, softcap: float | None, key_bias: torch.Tensor | None
+) -> tuple[float, float, torch.Tensor | None]:
+    """The score options in the form kernels take: scale, softcap (0: none), key_bias float32 [Tk, 1 or H]."""
+    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    if not math.isfinite(scale):
+        raise ValueError(f"scale must be finite, got {scale}")
+    if softcap is not None and not (math.isfinite(softcap) and softcap > 0):
+        raise ValueError(f"softcap must be a positive number or None, got {softcap}")
+    if key_bias is not None:
+        shapes = ((packing.total_k,), (packing.total_k, q.shape[1]))
+        if tuple(key_bias.shape) not in shapes:
+            raise ValueError(f"key_bias must have shape {shapes[0]} or {shapes[1]}, got {tuple(key_bias.shape)}")
+        if key_bias.device != q.device:
+            raise ValueError(f"key_bias is on {key_bias.device} and q on {q.device}: move them together")
+        key_bias = key_bias.to(torch.float32).reshape(packing.total_k, -1).contiguous()
+    return scale, softcap or 0.0, key_bias
+
+
+def check_heads(q: torch.Tensor, heads: str, head_weights: torch.Tensor | None) -> torch.Tensor | None:
+    """Refuse an unknown fusion or head weights of another length; returns them as float32 [H]."""
+    if heads not in HEADS:
+        raise ValueError(f"heads={heads!r} is not a fusion; use one of {', '.join(HEADS)}")
+    if head_weights is None:
+        return None
+    if tuple(head_weights.shape) != (q.shape[1],):
+        raise ValueError(f"head_weights must have shape ({q.shape[1]},), got {tuple(head_weights.shape)}")
+    return head_weights.to(device=q.device, dtype=torch.float32).contiguous()
+
+
+def check_row_weights(row_weights: torch.Tensor | None, q: torch.Tensor, packing: Packing) -> torch.Tensor:
+    """Row weights as float32 [R, Tq]; ``None`` is 1/n within each cell of n queries."""
+    if row_weights is None:
+        return packing.uniform_row_weights()[None]
+    weights = row_weights[None] if row_weights.dim() == 1 else row_weights
+    if weights.dim() != 2 or weights.shape[1] != packing.total_q or weights.shape[0] == 0:
+        raise ValueError(
+            f"row_weights must have shape [R, {packing.total_q}] or [{packing.total_q}], got {tuple(row_weights.shape)}"
+        )
+    if not weights.dtype.is_floating_point:
+        raise TypeError(f"row_weights must be floating point, got {weights.dtype}")
+    if weights.device != q.device:
+        raise ValueError(f"row_weights are on {weights.device} and q on {q.device}: move them together")
+    return weights.to(torch.float32).contiguous()

@@ -1,0 +1,48 @@
+"""Which backend runs an op: the first in order of priority that refuses nothing, or an error with every refusal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from scfast.ops import _cpu
+
+
+class BackendError(RuntimeError):
+    """No backend takes these inputs; the message lists them and every refusal."""
+
+
+def _reference_unsupported(op: str, **tensors: torch.Tensor) -> list[str]:
+    return []
+
+
+#: name -> what the backend refuses, in order of priority.
+BACKENDS: dict[str, Callable[..., list[str]]] = {
+    "cpu": _cpu.unsupported,
+    "reference": _reference_unsupported,
+}
+
+
+def choose(op: str, backend: str, **tensors: torch.Tensor) -> str:
+    """Name of the backend that runs ``op`` on these inputs.
+
+    ``"auto"`` never picks the reference: it materialises the maps, so it runs only when it is asked for by name.
+    """
+    if backend == "auto":
+        candidates = [name for name in BACKENDS if name != "reference"]
+    elif backend in BACKENDS:
+        candidates = [backend]
+    else:
+        raise ValueError(f"backend={backend!r} is unknown; use 'auto' or one of {', '.join(map(repr, BACKENDS))}")
+    refusals = {}
+    for name in candidates:
+        refusals[name] = BACKENDS[name](op, **tensors)
+        if not refusals[name]:
+            return name
+    inputs = ", ".join(f"{name}: {x.dtype} {tuple(x.shape)} on {x.device}" for name, x in tensors.items())
+    reasons = "\n".join(f"  {name}: {'; '.join(reasons)}" for name, reasons in refusals.items())
+    raise BackendError(
+        f"no backend runs {op} on {inputs}\n{reasons}\n"
+        "Change what they refuse, or pass backend='reference' (float64, holds the maps)."
+    )

@@ -1,0 +1,144 @@
+"""attention_colsum: r^T P, the attention that keys receive from weighted queries; one step of rollout."""
+
+from __future__ import annotations
+
+import torch
+
+from scfast import _kernels, reference
+from scfast.ops import _cpu
+from scfast.ops._checks import check_heads, check_qk, check_row_weights, check_score
+from scfast.ops._dispatch import choose
+from scfast.ops._library import LIBRARY, PACKING, SCORE
+from scfast.packing import Packing
+
+LIBRARY.define(
+    f"attention_colsum(Tensor q, Tensor k, {PACKING}, {SCORE}, Tensor row_weights, str heads,"
+    " Tensor? head_weights, float? residual, bool row_sums) -> (Tensor, Tensor)"
+)
+
+
+def attention_colsum(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    packing: Packing,
+    row_weights: torch.Tensor | None = None,
+    *,
+    heads: str = "mean",
+    head_weights: torch.Tensor | None = None,
+    residual: float | None = None,
+    row_sums: bool = False,
+    scale: float | None = None,
+    softcap: float | None = None,
+    key_bias: torch.Tensor | None = None,
+    causal: bool = False,
+    backend: str = "auto",
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """Weighted column sums of the attention map of every cell, without holding the map.
+
+    Parameters
+    ----------
+    q, k
+        [Tq, H, D] and [Tk, Hkv, D]; float32, bfloat16 or float16.
+    packing
+        Where the cells lie.
+    row_weights
+        [R, Tq] or [Tq], finite: the weight of every query, R sets in one visit. Queries whose weights are all zero
+        are skipped. Default: 1/n within each cell.
+    heads
+        Fusion of the heads of each element: ``"mean"``, ``"sum"``, ``"max"``, ``"min"``, or ``"none"``.
+    head_weights
+        [H]: factor of each head's map before the fusion.
+    residual
+        ``a`` in [0, 1]: return the whole rollout step a (r'^T A) + (1 - a) r' with r' = r / (a rho + 1 - a), rho the
+        row sums of the fused map A (Abnar & Zuidema 2020, read backwards). Needs as many queries as keys.
+    row_sums
+        Return the row sums too.
+    scale, softcap, key_bias, causal, backend
+        As in :func:`attention_forward`.
+
+    Returns
+    -------
+    torch.Tensor
+        float32 [R, Hout, Tk], Hout = H for ``heads="none"`` and 1 otherwise; with ``row_sums=True`` a pair with the
+        row sums of the fused map, float32 [Tq, Hout].
+
+    Raises
+    ------
+    ValueError, TypeError
+        Shapes, dtypes or devices that do not fit, named.
+    BackendError
+        No backend takes the inputs.
+
+    Examples
+    --------
+    >>> import torch, scfast
+    >>> q, k = torch.randn(2, 5, 2, 8).unbind(0)
+    >>> received = scfast.ops.attention_colsum(q, k, scfast.Packing.from_lengths([3, 2]))
+    >>> received.shape, received.sum().round().item()
+    (torch.Size([1, 1, 5]), 2.0)
+    """
+    check_qk(q, k, packing)
+    scale, cap, bias = check_score(q, packing, scale, softcap, key_bias)
+    factors = check_heads(q, heads, head_weights)
+    weights = check_row_weights(row_weights, q, packing)
+    if residual is not None:
+        if not 0.0 <= residual <= 1.0:
+            raise ValueError(f"residual must lie in [0, 1], got {residual}")
+        if packing.lengths_q != packing.lengths_k:
+            raise ValueError("residual needs as many queries as keys in every cell: it adds each query to its own key")
+    if choose("attention_colsum", backend, q=q, k=k) == "reference":
+        sums, rho = reference.attention_colsum(
+            q, k, packing, weights, heads=heads, head_weights=factors, residual=residual,
+            scale=scale, softcap=softcap, key_bias=bias, causal=causal,
+        )  # fmt: skip
+        sums, rho = sums.float(), rho.float()
+    else:
+        sums, rho = torch.ops.scfast.attention_colsum(
+            q, k, packing.cu_seqlens_q, packing.cu_seqlens_k, packing.work, packing.causal_offset,
+            bias, scale, cap, causal, weights, heads, factors, residual, row_sums,
+        )  # fmt: skip
+    return (sums, rho) if row_sums else sums
+
+
+def _cpu_impl(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    cu_seqlens_q: torch.Tensor,
+    cu_seqlens_k: torch.Tensor,
+    work: torch.Tensor,
+    causal_offset: torch.Tensor,
+    key_bias: torch.Tensor | None,
+    scale: float,
+    softcap: float,
+    causal: bool,
+    row_weights: torch.Tensor,
+    heads: str,
+    head_weights: torch.Tensor | None,
+    residual: float | None,
+    row_sums: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    q, k, row_weights = _cpu.dense_rows(q), _cpu.dense_rows(k), row_weights.contiguous()
+    sums, rho = _allocate(q, k, row_weights, heads, row_sums)
+    fusion, factors = _cpu.fusion(q, heads, head_weights)
+    _kernels.attention_colsum(
+        _cpu.geometry(q, k, cu_seqlens_q, cu_seqlens_k, work, causal_offset, key_bias, scale, softcap, causal),
+        _cpu.pointer(row_weights), row_weights.shape[0], fusion, _cpu.pointer(factors),
+        -1.0 if residual is None else residual, _cpu.pointer(sums), _cpu.pointer(rho),
+    )  # fmt: skip
+    return sums, rho
+
+
+def _allocate(
+    q: torch.Tensor, k: torch.Tensor, row_weights: torch.Tensor, heads: str, row_sums: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    n_out = q.shape[1] if heads == "none" else 1
+    sums = q.new_empty((row_weights.shape[0], n_out, k.shape[0]), dtype=torch.float32)
+    return sums, q.new_empty((q.shape[0], n_out) if row_sums else (0,), dtype=torch.float32)
+
+
+def _fake(q, k, cu_seqlens_q, cu_seqlens_k, work, causal_offset, key_bias, scale, softcap, causal, row_weights, heads, head_weights, residual, row_sums):  # type: ignore[no-untyped-def]  # noqa: E501
+    return _allocate(q, k, row_weights, heads, row_sums)
+
+
+LIBRARY.impl("attention_colsum", _cpu_impl, "CPU")
+torch.library.register_fake("scfast::attention_colsum", _fake, lib=LIBRARY)

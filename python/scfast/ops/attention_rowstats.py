@@ -1,0 +1,137 @@
+"""attention_rowstats: what each row of attention looks like: entropy, peak, weight on itself, sum."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from scfast import _kernels, reference
+from scfast.ops import _cpu
+from scfast.ops._checks import check_heads, check_qk, check_score
+from scfast.ops._dispatch import choose
+from scfast.ops._library import LIBRARY, PACKING, SCORE
+from scfast.packing import Packing
+
+LIBRARY.define(
+    f"attention_rowstats(Tensor q, Tensor k, {PACKING}, {SCORE}, str heads, Tensor? head_weights)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+
+
+class RowStats(NamedTuple):
+    """Statistics of the rows of attention: [Tq, Hout] each, ``total`` [B, Hout]; float32.
+
+    ``entropy`` is that of the row divided by its sum, in nats; ``max`` the largest entry; ``self_weight`` the entry
+    at the query's own key (j = i + causal_offset); ``row_sum`` the sum; ``total`` the sum over a cell's rows.
+    """
+
+    entropy: torch.Tensor
+    max: torch.Tensor
+    self_weight: torch.Tensor
+    row_sum: torch.Tensor
+    total: torch.Tensor
+
+
+def attention_rowstats(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    packing: Packing,
+    *,
+    heads: str = "none",
+    head_weights: torch.Tensor | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    key_bias: torch.Tensor | None = None,
+    causal: bool = False,
+    backend: str = "auto",
+) -> RowStats:
+    """Statistics of every row of the (fused) attention map, without holding the map.
+
+    Parameters
+    ----------
+    q, k
+        [Tq, H, D] and [Tk, Hkv, D]; float32, bfloat16 or float16.
+    packing
+        Where the cells lie.
+    heads, head_weights
+        Fusion as in :func:`attention_colsum`; the default keeps the heads apart.
+    scale, softcap, key_bias, causal, backend
+        As in :func:`attention_forward`.
+
+    Returns
+    -------
+    RowStats
+        Rows without keys give zeros.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Shapes, dtypes or devices that do not fit, named.
+    BackendError
+        No backend takes the inputs.
+
+    Examples
+    --------
+    >>> import torch, scfast
+    >>> q, k = torch.zeros(2, 4, 1, 8).unbind(0)
+    >>> stats = scfast.ops.attention_rowstats(q, k, scfast.Packing.from_lengths([4]))
+    >>> stats.max[0].item(), stats.total.tolist()
+    (0.25, [[4.0]])
+    """
+    check_qk(q, k, packing)
+    scale, cap, bias = check_score(q, packing, scale, softcap, key_bias)
+    factors = check_heads(q, heads, head_weights)
+    if choose("attention_rowstats", backend, q=q, k=k) == "reference":
+        stats = reference.attention_rowstats(
+            q, k, packing, heads=heads, head_weights=factors,
+            scale=scale, softcap=softcap, key_bias=bias, causal=causal,
+        )  # fmt: skip
+        return RowStats(**{name: x.float() for name, x in stats.items()})
+    return RowStats(
+        *torch.ops.scfast.attention_rowstats(
+            q, k, packing.cu_seqlens_q, packing.cu_seqlens_k, packing.work, packing.causal_offset,
+            bias, scale, cap, causal, heads, factors,
+        )  # fmt: skip
+    )
+
+
+def _cpu_impl(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    cu_seqlens_q: torch.Tensor,
+    cu_seqlens_k: torch.Tensor,
+    work: torch.Tensor,
+    causal_offset: torch.Tensor,
+    key_bias: torch.Tensor | None,
+    scale: float,
+    softcap: float,
+    causal: bool,
+    heads: str,
+    head_weights: torch.Tensor | None,
+) -> tuple[torch.Tensor, ...]:
+    q, k = _cpu.dense_rows(q), _cpu.dense_rows(k)
+    *stats, total = _allocate(q, cu_seqlens_q, heads)
+    fusion, factors = _cpu.fusion(q, heads, head_weights)
+    _kernels.attention_rowstats(
+        _cpu.geometry(q, k, cu_seqlens_q, cu_seqlens_k, work, causal_offset, key_bias, scale, softcap, causal),
+        fusion, _cpu.pointer(factors), *(_cpu.pointer(x) for x in stats),
+    )  # fmt: skip
+    lengths = cu_seqlens_q.diff().long()
+    cells = torch.repeat_interleave(torch.arange(lengths.numel()), lengths)
+    total.copy_(torch.zeros(total.shape, dtype=torch.float64).index_add_(0, cells, stats[3].double()))
+    return (*stats, total)
+
+
+def _allocate(q: torch.Tensor, cu_seqlens_q: torch.Tensor, heads: str) -> tuple[torch.Tensor, ...]:
+    n_out = q.shape[1] if heads == "none" else 1
+    rows = [q.new_empty((q.shape[0], n_out), dtype=torch.float32) for _ in range(4)]
+    return (*rows, q.new_empty((cu_seqlens_q.shape[0] - 1, n_out), dtype=torch.float32))
+
+
+def _fake(q, k, cu_seqlens_q, cu_seqlens_k, work, causal_offset, key_bias, scale, softcap, causal, heads, head_weights):  # type: ignore[no-untyped-def]  # noqa: E501
+    return _allocate(q, cu_seqlens_q, heads)
+
+
+LIBRARY.impl("attention_rowstats", _cpu_impl, "CPU")
+torch.library.register_fake("scfast::attention_rowstats", _fake, lib=LIBRARY)

@@ -1,0 +1,148 @@
+"""How the cells of a batch lie side by side: the one layout that every op reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate
+
+import torch
+
+#: Query rows per unit of work. A partial sum belongs to one unit and units are added in order, so results
+#: do not depend on how many threads there are; every instruction set's strip height divides it.
+ROWS_PER_UNIT = 480
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Cells packed one after another, without padding.
+
+    Build it once per batch with :meth:`from_lengths`; every layer and every op then shares it.
+
+    Attributes
+    ----------
+    cu_seqlens_q, cu_seqlens_k
+        int32 [B + 1]: where each cell's queries and keys start; the last entry is the total.
+    work
+        int32 [W, 2]: (cell, first query row within the cell) of every unit of work, longest cell first.
+    causal_offset
+        int32 [B]: under ``causal=True`` query i sees keys j <= i + offset.
+    lengths_q, lengths_k
+        The same lengths as Python integers, for checks without a device synchronisation.
+    """
+
+    cu_seqlens_q: torch.Tensor
+    cu_seqlens_k: torch.Tensor
+    work: torch.Tensor
+    causal_offset: torch.Tensor
+    lengths_q: tuple[int, ...] = field(repr=False)
+    lengths_k: tuple[int, ...] = field(repr=False)
+
+    @classmethod
+    def from_lengths(
+        cls,
+        lengths: Sequence[int] | torch.Tensor,
+        lengths_k: Sequence[int] | torch.Tensor | None = None,
+        *,
+        device: torch.device | str | None = None,
+        causal_offset: Sequence[int] | None = None,
+    ) -> Packing:
+        """Pack cells of the given lengths.
+
+        Parameters
+        ----------
+        lengths
+            Queries per cell; zero is allowed.
+        lengths_k
+            Keys per cell, where they differ (query blocks, one-row readouts). Default: ``lengths``.
+        device
+            Where the index tensors live. Default: the CPU.
+        causal_offset
+            Per cell. Default: the last query is aligned with the last key.
+
+        Examples
+        --------
+        >>> packing = Packing.from_lengths([3, 0, 2])
+        >>> packing.cu_seqlens_q.tolist(), packing.total_q
+        ([0, 3, 3, 5], 5)
+        """
+        queries = _as_lengths(lengths, "lengths")
+        keys = queries if lengths_k is None else _as_lengths(lengths_k, "lengths_k")
+        if len(keys) != len(queries):
+            raise ValueError(
+                f"lengths_k has {len(keys)} cells and lengths has {len(queries)}: give one of each per cell"
+            )
+        offsets = [k - q for q, k in zip(queries, keys, strict=True)]
+        if causal_offset is not None:
+            offsets = [int(offset) for offset in causal_offset]
+            if len(offsets) != len(queries):
+                raise ValueError(f"causal_offset has {len(offsets)} entries for {len(queries)} cells")
+        longest_first = sorted(range(len(queries)), key=lambda cell: -queries[cell] * max(keys[cell], 1))
+        work = [(cell, row) for cell in longest_first for row in range(0, queries[cell], ROWS_PER_UNIT)]
+
+        def index(values: Sequence[object]) -> torch.Tensor:
+            return torch.tensor(values, dtype=torch.int32, device=device)
+
+        cu_seqlens_q = index([0, *accumulate(queries)])
+        return cls(
+            cu_seqlens_q=cu_seqlens_q,
+            cu_seqlens_k=cu_seqlens_q if lengths_k is None else index([0, *accumulate(keys)]),
+            work=index(work).reshape(-1, 2),
+            causal_offset=index(offsets),
+            lengths_q=queries,
+            lengths_k=keys,
+        )
+
+    @property
+    def n_cells(self) -> int:
+        return len(self.lengths_q)
+
+    @cached_property
+    def total_q(self) -> int:
+        return sum(self.lengths_q)
+
+    @cached_property
+    def total_k(self) -> int:
+        return sum(self.lengths_k)
+
+    @property
+    def device(self) -> torch.device:
+        return self.cu_seqlens_q.device
+
+    @cached_property
+    def starts_q(self) -> tuple[int, ...]:
+        """First packed row of each cell's queries."""
+        return tuple(accumulate(self.lengths_q, initial=0))[:-1]
+
+    @cached_property
+    def starts_k(self) -> tuple[int, ...]:
+        """First packed row of each cell's keys."""
+        return tuple(accumulate(self.lengths_k, initial=0))[:-1]
+
+    def split_q(self, packed: torch.Tensor, dim: int = 0) -> tuple[torch.Tensor, ...]:
+        """Views of a packed tensor, one per cell, along its query dimension."""
+        return packed.split(list(self.lengths_q), dim=dim)
+
+    def split_k(self, packed: torch.Tensor, dim: int = 0) -> tuple[torch.Tensor, ...]:
+        """Views of a packed tensor, one per cell, along its key dimension."""
+        return packed.split(list(self.lengths_k), dim=dim)
+
+    def cell_of_query(self) -> torch.Tensor:
+        """int64 [Tq]: the cell that each packed query row belongs to."""
+        lengths = torch.tensor(self.lengths_q, dtype=torch.int64, device=self.device)
+        return torch.repeat_interleave(torch.arange(self.n_cells, device=self.device), lengths)
+
+    def uniform_row_weights(self) -> torch.Tensor:
+        """float32 [Tq]: 1/n for each of a cell's n queries, so that every cell's weights sum to 1."""
+        lengths = torch.tensor(self.lengths_q, dtype=torch.int64, device=self.device)
+        return torch.repeat_interleave(1.0 / lengths.clamp(min=1), lengths).to(torch.float32)
+
+
+def _as_lengths(lengths: Sequence[int] | torch.Tensor, name: str) -> tuple[int, ...]:
+    values = tuple(int(n) for n in (lengths.tolist() if isinstance(lengths, torch.Tensor) else lengths))
+    if any(n < 0 for n in values):
+        raise ValueError(f"{name} must not be negative; got {min(values)} for cell {values.index(min(values))}")
+    if sum(values) >= 2**31:
+        raise ValueError(f"{name} add up to {sum(values)} tokens; one batch holds fewer than 2**31: split it")
+    return values

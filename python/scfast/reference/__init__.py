@@ -1,0 +1,7 @@
+"""Every op in float64 torch, as its formula reads. Slow and quadratic in memory: the oracle, and a real backend."""
+
+from scfast.reference.attention_colsum import attention_colsum
+from scfast.reference.attention_forward import attention_forward
+from scfast.reference.attention_rowstats import attention_rowstats
+
+__all__ = ["attention_colsum", "attention_forward", "attention_rowstats"]

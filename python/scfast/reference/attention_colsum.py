@@ -1,0 +1,43 @@
+"""Column sums of attention, r^T P, materialised in float64."""
+
+from __future__ import annotations
+
+import torch
+
+from scfast.packing import Packing
+from scfast.reference._maps import fuse_heads, prob_maps
+
+
+def attention_colsum(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    packing: Packing,
+    row_weights: torch.Tensor,
+    *,
+    heads: str = "mean",
+    head_weights: torch.Tensor | None = None,
+    residual: float | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    key_bias: torch.Tensor | None = None,
+    causal: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """([R, Hout, Tk] column sums or rollout step, [Tq, Hout] row sums), both float64."""
+    options = {"scale": scale, "softcap": softcap, "key_bias": key_bias, "causal": causal}
+    weights = packing.split_q(row_weights.double(), dim=1)  # per cell [R, nq]
+    sums, row_sums = [], []
+    for (p, _), r in zip(prob_maps(q, k, packing, **options), weights, strict=True):  # type: ignore[arg-type]
+        a = fuse_heads(p, heads, head_weights)  # [Hout, nq, nk]
+        rho = a.sum(-1)  # [Hout, nq]
+        r = r[:, None, :].expand(-1, a.shape[0], -1)  # [R, Hout, nq]
+        if residual is not None:
+            r = r / (residual * rho + (1 - residual))
+        # queries of weight zero are skipped, whatever their scores hold
+        used = torch.where((r == 0).all(0)[..., None], 0.0, a)
+        product = torch.einsum("rhi,hij->rhj", r, used)
+        sums.append(product if residual is None else residual * product + (1 - residual) * r)
+        row_sums.append(rho.T)
+    if not sums:
+        n_out = q.shape[1] if heads == "none" else 1
+        return row_weights.new_zeros((row_weights.shape[0], n_out, 0)).double(), q.new_zeros((0, n_out)).double()
+    return torch.cat(sums, dim=-1), torch.cat(row_sums)
