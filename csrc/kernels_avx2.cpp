@@ -1,2 +1,2 @@
-#include "isa.hpp"
-extern "C" const scfast::Kernels scfast::scfast_avx2 = {"avx2", nullptr, nullptr, nullptr};
+#define SCFAST_ISA avx2
+#include "table.hpp"

@@ -1,2 +1,2 @@
-#include "isa.hpp"
-extern "C" const scfast::Kernels scfast::scfast_avx512 = {"avx512", nullptr, nullptr, nullptr};
+#define SCFAST_ISA avx512
+#include "table.hpp"

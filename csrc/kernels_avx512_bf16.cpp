@@ -1,2 +1,3 @@
-#include "isa.hpp"
-extern "C" const scfast::Kernels scfast::scfast_avx512_bf16 = {"avx512_bf16", nullptr, nullptr, nullptr};
+#define SCFAST_ISA avx512_bf16
+#define SCFAST_BF16
+#include "table.hpp"

@@ -1,2 +1,2 @@
-#include "isa.hpp"
-extern "C" const scfast::Kernels scfast::scfast_generic = {"generic", nullptr, nullptr, nullptr};
+#define SCFAST_ISA generic
+#include "table.hpp"

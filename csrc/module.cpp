@@ -9,6 +9,9 @@
 #include <tuple>
 #include <vector>
 
+#ifdef SCFAST_CUDA_ARCHITECTURES
+#include "cuda_info.hpp"
+#endif
 #include "isa.hpp"
 
 namespace nb = nanobind;
@@ -35,6 +38,31 @@ std::vector<const Kernels*> available() {
 }
 
 const Kernels* chosen = available().front();
+
+// What `scfast doctor` shows of the CUDA half of this build; None where it was built without.
+nb::object cuda_build() {
+#ifdef SCFAST_CUDA_ARCHITECTURES
+  const CudaInfo info = cuda_info();
+  nb::list devices;
+  for (const CudaDevice& device : info.devices) {
+    nb::dict entry;
+    entry["name"] = device.name;
+    entry["capability"] = nb::make_tuple(device.major, device.minor);
+    entry["memory"] = device.memory;
+    entry["binary"] = device.binary;
+    devices.append(entry);
+  }
+  nb::dict build;
+  build["toolkit"] = info.toolkit;
+  build["architectures"] = SCFAST_CUDA_ARCHITECTURES;
+  build["driver"] = info.driver;
+  build["devices"] = devices;
+  build["error"] = info.error;
+  return build;
+#else
+  return nb::none();
+#endif
+}
 
 template <class T>
 T* at(uintptr_t address) {
@@ -92,6 +120,7 @@ NB_MODULE(_kernels, m) {
                                                  at<float>(max), at<float>(self_weight), at<float>(row_sum)});
   });
 
+  m.def("cuda_build", &cuda_build);
   m.def("instruction_sets", [] {
     std::vector<std::string> names;
     for (const Kernels* kernels : available()) names.push_back(kernels->name);

@@ -1,0 +1,68 @@
+// float32 from and to the three input types. bfloat16 rounds to nearest even; NaN stays NaN.
+#pragma once
+#include "args.hpp"
+#include "simd.hpp"
+
+namespace {
+
+using scfast::kBfloat16;
+using scfast::kFloat16;
+using scfast::kFloat32;
+
+SCFAST_INLINE float bfloat16_to_float(uint16_t x) {
+  const uint32_t bits = (uint32_t)x << 16;
+  float f;
+  memcpy(&f, &bits, 4);
+  return f;
+}
+
+SCFAST_INLINE uint16_t float_to_bfloat16(float f) {
+  uint32_t bits;
+  memcpy(&bits, &f, 4);
+  if ((bits & 0x7fffffff) > 0x7f800000) return 0x7fc0;
+  return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+SCFAST_INLINE size_t size_of(int dtype) { return dtype == kFloat32 ? 4 : 2; }
+
+// n numbers to float32.
+static void to_float(const void* from, int dtype, int n, float* to) {
+  if (dtype == kFloat32) {
+    memcpy(to, from, 4 * (size_t)n);
+  } else if (dtype == kBfloat16) {
+    const uint16_t* x = (const uint16_t*)from;
+    for (int i = 0; i < n; i++) to[i] = bfloat16_to_float(x[i]);
+  } else {
+    const uint16_t* x = (const uint16_t*)from;
+    int i = 0;
+#if defined(__AVX512F__)
+    for (; i + 16 <= n; i += 16) storeu(to + i, _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)(x + i))));
+#elif defined(__F16C__)
+    for (; i + 8 <= n; i += 8) storeu(to + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(x + i))));
+#endif
+    for (; i < n; i++) {
+      _Float16 half;
+      memcpy(&half, x + i, 2);
+      to[i] = (float)half;
+    }
+  }
+}
+
+// n numbers times a factor, from float32 to the type of the output.
+static void from_float(const float* from, float factor, int n, int dtype, void* to) {
+  if (dtype == kFloat32) {
+    float* x = (float*)to;
+    for (int i = 0; i < n; i++) x[i] = from[i] * factor;
+  } else if (dtype == kBfloat16) {
+    uint16_t* x = (uint16_t*)to;
+    for (int i = 0; i < n; i++) x[i] = float_to_bfloat16(from[i] * factor);
+  } else {
+    uint16_t* x = (uint16_t*)to;
+    for (int i = 0; i < n; i++) {
+      const _Float16 half = (_Float16)(from[i] * factor);
+      memcpy(x + i, &half, 2);
+    }
+  }
+}
+
+}  // namespace

@@ -1,0 +1,131 @@
+// The two register tiles under the strip loop. Query rows lie in the lanes of NV vectors, keys are broadcast:
+// keys need no packing, softmax is vertical, and the values' product reads its weights from one cache line.
+#pragma once
+#include "simd.hpp"
+
+namespace {
+
+// How two elements meet: float32, or pairs of bfloat16 in one 32-bit word.
+struct Float32 {
+  typedef float T;
+  static constexpr int kPack = 1;  // inputs per word
+  typedef vf V;
+  SCFAST_INLINE V get(const T* p) { return load(p); }
+  SCFAST_INLINE V all(T x) { return splat(x); }
+  SCFAST_INLINE vf dot(vf acc, V a, V b) { return a * b + acc; }
+};
+
+#if defined(SCFAST_BF16)
+struct Bfloat16Pair {
+  typedef uint32_t T;
+  static constexpr int kPack = 2;
+  typedef vi V;
+  SCFAST_INLINE V get(const T* p) { return *reinterpret_cast<const vi*>(p); }
+  SCFAST_INLINE V all(T x) { return splat((int32_t)x); }
+  SCFAST_INLINE vf dot(vf acc, V a, V b) {
+#if defined(__AVX512BF16__)
+    return _mm512_dpbf16_ps(acc, (__m512bh)a, (__m512bh)b);
+#else  // the same products in two steps, so that the layout can be tested on any AVX-512 machine
+    const vf odd = (vf)(a & (int32_t)0xffff0000) * (vf)(b & (int32_t)0xffff0000);
+    return acc + odd + (vf)(a << 16) * (vf)(b << 16);
+#endif
+  }
+};
+#endif
+
+// Keys of one tile: the accumulators fill the register file.
+#if defined(__AVX512F__)
+constexpr int KT = 8;
+#else
+constexpr int KT = 4;
+#endif
+
+// scores[key][lane] = sum_d q[d][lane] * k[key][d]; `largest` follows. Only the first `valid` keys are written.
+template <class Dot, int NV>
+SCFAST_INLINE void score_tile(const typename Dot::T* q, const typename Dot::T* k, int ldk, int depth, float factor,
+                              int valid, float* scores, vf* largest) {
+  vf acc[KT][NV];
+  for (int key = 0; key < KT; key++)
+    for (int v = 0; v < NV; v++) acc[key][v] = vf{};
+  for (int d = 0; d < depth; d++) {
+    typename Dot::V row[NV];
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; v++) row[v] = Dot::get(q + (d * NV + v) * W);
+#pragma GCC unroll 8
+    for (int key = 0; key < KT; key++) {
+      const typename Dot::V b = Dot::all(k[key * ldk + d]);
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; v++) acc[key][v] = Dot::dot(acc[key][v], row[v], b);
+    }
+  }
+  const vf f = splat(factor);
+#pragma GCC unroll 8
+  for (int key = 0; key < KT; key++) {
+    if (key >= valid) break;
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; v++) {
+      if (Dot::kPack > 1) acc[key][v] = acc[key][v] * f;
+      store(scores + (key * NV + v) * W, acc[key][v]);
+      largest[v] = max(largest[v], acc[key][v]);
+    }
+  }
+}
+
+// out[row][0 : NC*W] = decay[row] * out + sum_key p[key][row] * v[key][:], for RT rows.
+template <class Dot, int RT, int NC>
+SCFAST_INLINE void value_tile(const typename Dot::T* p, int ldp, const typename Dot::T* v, int ldv, int keys,
+                              const float* decay, bool first, float* out, int ldo) {
+  vf acc[RT][NC];
+#pragma GCC unroll 8
+  for (int r = 0; r < RT; r++)
+#pragma GCC unroll 4
+    for (int c = 0; c < NC; c++) acc[r][c] = first ? vf{} : load(out + r * ldo + c * W) * decay[r];
+  for (int key = 0; key < keys; key++) {
+    typename Dot::V value[NC];
+#pragma GCC unroll 4
+    for (int c = 0; c < NC; c++) value[c] = Dot::get(v + (size_t)key * ldv + c * W);
+#pragma GCC unroll 8
+    for (int r = 0; r < RT; r++) {
+      const typename Dot::V weight = Dot::all(p[key * ldp + r]);
+#pragma GCC unroll 4
+      for (int c = 0; c < NC; c++) acc[r][c] = Dot::dot(acc[r][c], weight, value[c]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < RT; r++)
+#pragma GCC unroll 4
+    for (int c = 0; c < NC; c++) store(out + r * ldo + c * W, acc[r][c]);
+}
+
+#if defined(__AVX512F__)
+constexpr int kValueColumns = 4;
+#else
+constexpr int kValueColumns = 2;
+#endif
+
+template <class Dot, int NC>
+SCFAST_INLINE void value_columns(const typename Dot::T* p, int lanes, int rows, const typename Dot::T* v, int ldv,
+                                 int keys, const float* decay, bool first, float* out, int ldo) {
+  int r = 0;
+  for (; r + 6 <= lanes && r < rows; r += 6)
+    value_tile<Dot, 6, NC>(p + r, lanes, v, ldv, keys, decay + r, first, out + r * ldo, ldo);
+  for (; r + 4 <= lanes && r < rows; r += 4)
+    value_tile<Dot, 4, NC>(p + r, lanes, v, ldv, keys, decay + r, first, out + r * ldo, ldo);
+  for (; r < rows; r += 2)  // lanes are even
+    value_tile<Dot, 2, NC>(p + r, lanes, v, ldv, keys, decay + r, first, out + r * ldo, ldo);
+}
+
+// out[rows][columns] as in value_tile, for a block of keys; `columns` is a multiple of W.
+template <class Dot>
+static void value_block(const typename Dot::T* p, int lanes, int rows, const typename Dot::T* v, int columns, int keys,
+                        const float* decay, bool first, float* out) {
+  int c = 0;
+  for (; c + kValueColumns * W <= columns; c += kValueColumns * W)
+    value_columns<Dot, kValueColumns>(p, lanes, rows, v + c, columns, keys, decay, first, out + c, columns);
+  for (; c + 2 * W <= columns; c += 2 * W)
+    value_columns<Dot, 2>(p, lanes, rows, v + c, columns, keys, decay, first, out + c, columns);
+  for (; c < columns; c += W)
+    value_columns<Dot, 1>(p, lanes, rows, v + c, columns, keys, decay, first, out + c, columns);
+}
+
+}  // namespace

@@ -1,0 +1,18 @@
+// The table of one instruction set: include after defining SCFAST_ISA.
+#pragma once
+#include "attention_colsum.hpp"
+#include "attention_forward.hpp"
+#include "attention_rowstats.hpp"
+#include "isa.hpp"
+
+#define SCFAST_NAME_(a, b) a##b
+#define SCFAST_NAME(a, b) SCFAST_NAME_(a, b)
+#define SCFAST_TEXT_(a) #a
+#define SCFAST_TEXT(a) SCFAST_TEXT_(a)
+
+extern "C" const scfast::Kernels scfast::SCFAST_NAME(scfast_, SCFAST_ISA) = {
+    SCFAST_TEXT(SCFAST_ISA),
+    attention_forward,
+    attention_colsum,
+    attention_rowstats,
+};
