@@ -13,6 +13,7 @@
 #include "cuda_info.hpp"
 #endif
 #include "isa.hpp"
+#include "rank_values.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -69,14 +70,19 @@ T* at(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-template <class Args>
-void run(bool (*kernel)(const Args*), const Args& args) {
+template <class Kernel>
+void without_gil(const Kernel& kernel) {
   bool done;
   {
     nb::gil_scoped_release release;
-    done = kernel(&args);
+    done = kernel();
   }
   if (!done) throw std::bad_alloc();
+}
+
+template <class Args>
+void run(bool (*kernel)(const Args*), const Args& args) {
+  without_gil([&] { return kernel(&args); });
 }
 
 }  // namespace
@@ -118,6 +124,26 @@ NB_MODULE(_kernels, m) {
                                  uintptr_t max, uintptr_t self_weight, uintptr_t row_sum) {
     run(chosen->attention_rowstats, RowstatsArgs{where, fusion, at<float>(head_weights), at<float>(entropy),
                                                  at<float>(max), at<float>(self_weight), at<float>(row_sum)});
+  });
+
+  nb::class_<RankInput>(m, "RankInput")
+      .def(
+          "__init__",
+          [](RankInput* in, uintptr_t indptr, uintptr_t indices, uintptr_t data, bool wide_indices, int count_type,
+             int64_t n_cells, int64_t n_columns, uintptr_t n_counts, uintptr_t token_ids, uintptr_t factors,
+             uintptr_t slots, uintptr_t slot_columns, int n_slots, float target, int threads) {
+            new (in) RankInput{at<int64_t>(indptr), at<void>(indices), at<void>(data), wide_indices, count_type,
+                               n_cells, n_columns, at<float>(n_counts), at<int32_t>(token_ids), at<double>(factors),
+                               at<int32_t>(slots), at<int32_t>(slot_columns), n_slots, target, threads};
+          },
+          nb::kw_only(), "indptr"_a, "indices"_a, "data"_a, "wide_indices"_a, "count_type"_a, "n_cells"_a,
+          "n_columns"_a, "n_counts"_a, "token_ids"_a, "factors"_a, "slots"_a, "slot_columns"_a, "n_slots"_a,
+          "target"_a, "threads"_a);
+  m.def("rank_values_count", [](const RankInput& in, uintptr_t n_expressed, uintptr_t n_in_vocabulary) {
+    without_gil([&] { return rank_values_count(in, at<int64_t>(n_expressed), at<int64_t>(n_in_vocabulary)); });
+  });
+  m.def("rank_values_fill", [](const RankInput& in, uintptr_t offsets, uintptr_t token_ids, uintptr_t columns) {
+    without_gil([&] { return rank_values_fill(in, at<int64_t>(offsets), at<int64_t>(token_ids), at<int64_t>(columns)); });
   });
 
   m.def("cuda_build", &cuda_build);

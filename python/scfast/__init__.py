@@ -1,8 +1,23 @@
 """scfast: what single-cell transformers attend to, computed inside the attention kernel."""
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
 import torch  # noqa: F401  # before the extension, so that one OpenMP runtime serves both
 
 from scfast import ops
+from scfast.attention import record
 from scfast.packing import Packing
 
-__all__ = ["Packing", "ops"]
+__all__ = ["Packing", "datasets", "io", "models", "ops", "pl", "pp", "record", "tl"]
+
+#: Rooms that need AnnData, pandas or matplotlib: imported when they are first used, so that this import stays light.
+_ON_DEMAND = ("datasets", "io", "models", "pl", "pp", "tl")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ON_DEMAND:
+        return import_module(f"scfast.{name}")
+    raise AttributeError(f"module 'scfast' has no attribute {name!r}")

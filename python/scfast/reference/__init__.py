@@ -3,5 +3,6 @@
 from scfast.reference.attention_colsum import attention_colsum
 from scfast.reference.attention_forward import attention_forward
 from scfast.reference.attention_rowstats import attention_rowstats
+from scfast.reference.rank_values import rank_values
 
-__all__ = ["attention_colsum", "attention_forward", "attention_rowstats"]
+__all__ = ["attention_colsum", "attention_forward", "attention_rowstats", "rank_values"]

@@ -1,0 +1,39 @@
+// rank_values: the genes of every cell in falling order of count / n_counts * target / factor, straight from CSR.
+//
+// Arithmetic (bit for bit that of Geneformer's tokeniser on float32 counts, whose sparse division is a product with
+// a reciprocal): x = float32(float32(count * float32(1 / n_counts)) * target), value = float64(x) * (1 / factor).
+// Order: value falling, equal values by column rising; genes without a count or without a token have no place.
+// Plain C++ for every instruction set: the work is loads, stores and integer sorting.
+#pragma once
+#include <cstdint>
+
+namespace scfast {
+
+enum CountType : int { kCountFloat32 = 0, kCountFloat64 = 1, kCountInt32 = 2, kCountInt64 = 3 };
+
+// What the two passes share. Slots number the genes that several columns add up to.
+struct RankInput {
+  const int64_t* indptr;        // [B + 1]
+  const void* indices;          // [nnz] int32 or int64
+  const void* data;             // [nnz] CountType
+  int wide_indices, count_type;
+  int64_t n_cells, n_columns;
+  const float* n_counts;        // [B]
+  const int32_t* token_ids;     // [n_columns], -1: not in the vocabulary
+  const double* factors;        // [n_columns]
+  const int32_t* slots;         // [n_columns], -1: the column is a gene by itself
+  const int32_t* slot_columns;  // [n_slots], the column that stands for the gene
+  int n_slots;
+  float target;
+  int threads;
+};
+
+// First pass. Checks every cell, and counts its genes with a count (n_expressed) and those of them with a token
+// (n_in_vocabulary), both [B]; a cell that must be refused gets n_expressed = -1. False: out of memory.
+bool rank_values_count(const RankInput& in, int64_t* n_expressed, int64_t* n_in_vocabulary);
+
+// Second pass, after every cell has passed the first. The first offsets[i + 1] - offsets[i] genes of cell i:
+// token and column, both [T]. False: out of memory.
+bool rank_values_fill(const RankInput& in, const int64_t* offsets, int64_t* token_ids, int64_t* columns);
+
+}  // namespace scfast

@@ -1,0 +1,303 @@
+"""The recorder: what a model reports its layers to, and what answers with their attention."""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from scfast import ops
+from scfast.observables.base import BatchInfo, Observable
+from scfast.ops import AttentionOutput
+from scfast.packing import Packing
+
+
+@dataclass(frozen=True)
+class ScoreOptions:
+    """How scores come from q and k: the options that all ops share (:func:`scfast.ops.attention_forward`)."""
+
+    scale: float | None = None
+    softcap: float | None = None
+    key_bias: torch.Tensor | None = None
+    causal: bool = False
+
+    def kwargs(self) -> dict[str, Any]:
+        """The same as keyword arguments of an op."""
+        return {
+            "scale": self.scale,
+            "softcap": self.softcap,
+            "key_bias": self.key_bias,
+            "causal": self.causal,
+        }
+
+
+@dataclass(frozen=True)
+class LayerAttention:
+    """The attention of one layer, packed.
+
+    Attributes
+    ----------
+    layer
+        Number of the layer, from 0.
+    q, k, v
+        [Tq, H, D], [Tk, Hkv, D], [Tk, Hkv, Dv]; v is None when no output is wanted. Not to be changed
+        in place before :meth:`Recorder.finish`: they are kept without a copy.
+    packing
+        Where the cells lie.
+    options
+        Score options of the layer.
+    """
+
+    layer: int
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor | None
+    packing: Packing
+    options: ScoreOptions = field(default_factory=ScoreOptions)
+
+
+class Recorder:
+    """Runs the attention of a model's layers and hands what it yields to observables.
+
+    A model's adapter does, for each batch of cells::
+
+        recorder.begin(n_layers, packing, kind=..., gene_index=..., cls_position=...)
+        if recorder.wants_hidden(0): recorder.hidden(0, embeddings)          # [T, d]
+        for layer in range(n_layers):                                        # in order
+            stop = layer == n_layers - 1 and not recorder.needs_output
+            out = recorder.attend(LayerAttention(layer, q, k, None if stop else v, packing, options))
+            if stop: break
+            ...                                                              # rest of the layer
+            if recorder.wants_hidden(layer + 1): recorder.hidden(layer + 1, states)
+        recorder.finish()
+
+    Then ``recorder.batch[name]`` is the packed result of this batch, and ``recorder[name]`` a list of one
+    tensor per cell over all batches so far. A batch that an exception broke off is dropped by the next
+    ``begin``.
+
+    Parameters
+    ----------
+    observables
+        What to compute. Each is copied, so one description can serve several recorders; names must differ.
+    backend
+        Of the ops: ``"auto"``, ``"cpu"`` or ``"reference"``.
+    gene_names
+        Names of the columns that ``gene_index`` counts, for readouts such as ``"gene:CD3D"``.
+    keep
+        False: only ``batch`` is filled, nothing accumulates over batches.
+
+    Raises
+    ------
+    ValueError
+        Two observables of one name.
+
+    Examples
+    --------
+    >>> import torch, scfast
+    >>> from scfast.attention import LayerAttention, Recorder
+    >>> from scfast.observables import Rollout
+    >>> packing = scfast.Packing.from_lengths([3, 2])
+    >>> recorder = Recorder([Rollout("mean")])
+    >>> recorder.begin(1, packing)
+    >>> q, k = torch.randn(2, 5, 4, 8).unbind(0)
+    >>> recorder.attend(LayerAttention(0, q, k, None, packing))
+    >>> recorder.finish()
+    >>> [scores.shape for scores in recorder["rollout"]]
+    [torch.Size([3]), torch.Size([2])]
+    """
+
+    def __init__(
+        self,
+        observables: Sequence[Observable],
+        *,
+        backend: str = "auto",
+        gene_names: Sequence[str] | None = None,
+        keep: bool = True,
+    ) -> None:
+        names = [observable.name for observable in observables]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two observables are called {name!r}: give one of them another name=")
+        self.observables = [copy.copy(observable) for observable in observables]
+        self.backend = backend
+        self.gene_names = gene_names
+        self.keep = keep
+        #: Packed results of the last finished batch.
+        self.batch: dict[str, torch.Tensor] = {}
+        self._cells: dict[str, list[torch.Tensor]] = {name: [] for name in names}
+        self._info: BatchInfo | None = None
+        self._kept: dict[int, LayerAttention] = {}
+        self._next_layer = 0
+
+    def __getitem__(self, name: str) -> list[torch.Tensor]:
+        if name not in self._cells:
+            raise KeyError(
+                f"nothing called {name!r} is recorded; there is {', '.join(self._cells) or 'nothing'}"
+            )
+        return self._cells[name]
+
+    def begin(
+        self,
+        n_layers: int,
+        packing: Packing,
+        *,
+        kind: torch.Tensor | None = None,
+        gene_index: torch.Tensor | None = None,
+        cls_position: int | None = None,
+        gene_names: Sequence[str] | None = None,
+    ) -> None:
+        """Start a batch.
+
+        Parameters
+        ----------
+        n_layers
+            Layers of the model.
+        packing
+            Where the cells lie; T tokens.
+        kind
+            uint8 [T], 0 for gene tokens. None: all are.
+        gene_index
+            int64 [T], column of the counts that a token stands for, -1 for none.
+        cls_position
+            Position of the cls token in each cell, negative from the end; None if there is none.
+        gene_names
+            Names of the columns; default: those given to the recorder.
+        """
+        for name, values in (("kind", kind), ("gene_index", gene_index)):
+            if values is not None and tuple(values.shape) != (packing.total_q,):
+                raise ValueError(f"{name} must have shape ({packing.total_q},), got {tuple(values.shape)}")
+        names = self.gene_names if gene_names is None else gene_names
+        info = BatchInfo(n_layers, packing, self.backend, kind, gene_index, names, cls_position)
+        self._info, self._kept, self._next_layer = None, {}, 0
+        for observable in self.observables:
+            observable.begin(info)
+        self._info = info
+
+    @property
+    def needs_output(self) -> bool:
+        """Whether the last layer's output is used; if not, the model may stop at that layer's q and k."""
+        n_layers = None if self._info is None else self._info.n_layers
+        return any(observable.needs_output(n_layers) for observable in self.observables)
+
+    def wants_hidden(self, layer: int) -> bool:
+        """Whether anyone wants the state after ``layer`` layers (0: the embeddings)."""
+        return any(observable.wants_hidden(layer) for observable in self.observables)
+
+    def hidden(self, layer: int, states: torch.Tensor) -> None:
+        """Report the state [T, d] after ``layer`` layers."""
+        total = self._batch().packing.total_q
+        if states.dim() != 2 or states.shape[0] != total:
+            raise ValueError(f"hidden states must be packed as [{total}, d], got {tuple(states.shape)}")
+        for observable in self.observables:
+            if observable.wants_hidden(layer):
+                observable.on_hidden(layer, states)
+
+    def attend(self, attention: LayerAttention) -> torch.Tensor | None:
+        """Visit one layer once, with the statistics that the observables want between them.
+
+        Returns
+        -------
+        torch.Tensor | None
+            The attention output [Tq, H, Dv]; None where ``attention.v`` is None. Then the visit runs only
+            if someone wants statistics.
+        """
+        info = self._batch()
+        if attention.layer != self._next_layer or attention.layer >= info.n_layers:
+            raise RuntimeError(
+                f"layer {attention.layer} of {info.n_layers} was reported where layer {self._next_layer} was "
+                "due: adapters report every layer once, in order, after begin()"
+            )
+        self._next_layer += 1
+        sinks = frozenset[str]().union(*(observable.sinks for observable in self.observables))
+        output = self._visit(attention, sinks)
+        seen = _detached(attention)
+        with torch.no_grad():
+            for observable in self.observables:
+                observable.on_layer(seen, output)
+        if any(observable.keeps(attention.layer) for observable in self.observables):
+            self._kept[attention.layer] = replace(seen, v=None)
+        return None if output is None or attention.v is None else output.out
+
+    def _visit(self, attention: LayerAttention, sinks: frozenset[str]) -> AttentionOutput | None:
+        q, k, v, packing = attention.q, attention.k, attention.v, attention.packing
+        options = attention.options.kwargs()
+        if v is not None:
+            return ops.attention_forward(
+                q, k, v, packing, **options, backend=self.backend,
+                received="received" in sinks, entropy="entropy" in sinks, max="max" in sinks,
+            )  # fmt: skip
+        received = entropy = largest = None
+        with torch.no_grad():
+            if "received" in sinks:
+                ones = torch.ones(packing.total_q, device=q.device)
+                received = _colsum(q, k, packing, ones, heads="none", **options, backend=self.backend)[0]
+            if sinks & {"entropy", "max"}:
+                stats = ops.attention_rowstats(q, k, packing, heads="none", **options, backend=self.backend)
+                entropy, largest = stats.entropy, stats.max
+        if not sinks:
+            return None
+        empty = q.new_empty(0)
+        return AttentionOutput(empty, empty, received, entropy, largest)
+
+    def finish(self) -> None:
+        """End the batch: the reverse sweep, and the results."""
+        info = self._batch()
+        needs_layers = any(o.sinks or any(map(o.keeps, range(info.n_layers))) for o in self.observables)
+        if needs_layers and self._next_layer != info.n_layers:
+            raise RuntimeError(
+                f"{self._next_layer} of the model's {info.n_layers} layers were reported before finish()"
+            )
+        with torch.no_grad():
+            self._sweep(info)
+            self.batch = {observable.name: observable.finish() for observable in self.observables}
+        if self.keep:
+            for observable in self.observables:
+                packed = self.batch[observable.name]
+                self._cells[observable.name].extend(observable.split(packed, info.packing))
+        self._info = None
+
+    def _sweep(self, info: BatchInfo) -> None:
+        groups: dict[tuple[tuple[str, object], ...], list[Observable]] = defaultdict(list)
+        for observable in self.observables:
+            if observable.sweep_options is not None:
+                groups[observable.sweep_options].append(observable)
+        for layer in reversed(range(info.n_layers)):
+            kept = self._kept.pop(layer, None)
+            if kept is None:
+                continue
+            for options, members in groups.items():
+                rows = [
+                    (member, weights)
+                    for member in members
+                    if (weights := member.sweep_rows(layer)) is not None
+                ]
+                if not rows:
+                    continue
+                sums = _colsum(
+                    kept.q, kept.k, kept.packing, torch.cat([weights for _, weights in rows]),
+                    **dict(options), **kept.options.kwargs(), backend=self.backend,
+                )[:, 0]  # fmt: skip
+                for (member, _), part in zip(rows, sums.split([len(w) for _, w in rows]), strict=True):
+                    member.sweep_step(layer, part)
+
+    def _batch(self) -> BatchInfo:
+        if self._info is None:
+            raise RuntimeError("no batch has begun: call begin() before reporting layers, and once per batch")
+        return self._info
+
+
+def _colsum(
+    q: torch.Tensor, k: torch.Tensor, packing: Packing, weights: torch.Tensor, **options: Any
+) -> torch.Tensor:
+    sums = ops.attention_colsum(q, k, packing, weights, **options)
+    assert isinstance(sums, torch.Tensor)
+    return sums
+
+
+def _detached(attention: LayerAttention) -> LayerAttention:
+    v = None if attention.v is None else attention.v.detach()
+    return replace(attention, q=attention.q.detach(), k=attention.k.detach(), v=v)

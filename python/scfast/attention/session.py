@@ -1,0 +1,148 @@
+"""One ``with scfast.record(...)`` block: which modules it watches and when a batch is running."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+
+from scfast.attention.layout import Layout
+from scfast.attention.recorder import LayerAttention, Recorder, ScoreOptions
+
+
+class Session:
+    """Counts the attention calls of one model's forward and reports them to a recorder.
+
+    A batch runs from the model's forward pre-hook to its forward hook. Attention that runs at another time,
+    such as the replays of gradient checkpointing in the backward pass, is computed but not recorded.
+
+    Parameters
+    ----------
+    recorder
+        Receives the layers.
+    model
+        The module whose forward is one batch.
+    n_layers
+        Attention calls of one forward.
+    cls_position
+        Handed to :meth:`Recorder.begin`.
+    """
+
+    def __init__(
+        self, recorder: Recorder, model: torch.nn.Module, n_layers: int, cls_position: int | None
+    ) -> None:
+        self.recorder = recorder
+        self.model = model
+        self.n_layers = n_layers
+        self.cls_position = cls_position
+        self.layout: Layout | None = None
+        self._modules = {id(module) for module in model.modules()}
+        self._running = False
+        # attention calls so far in this forward
+        self.layer = 0
+
+    @property
+    def is_active(self) -> bool:
+        """Whether this context records; another thread may run the same model, with the same hooks."""
+        return self in _SESSIONS.get()
+
+    def owns(self, module: torch.nn.Module) -> bool:
+        """Whether ``module`` is part of the recorded model."""
+        return id(module) in self._modules
+
+    def attend(
+        self,
+        module: torch.nn.Module,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        layout: Layout,
+        options: ScoreOptions,
+    ) -> torch.Tensor | None:
+        """The attention output [Tq, H, Dv], recorded; None when no batch runs (a replay)."""
+        if not self._running:
+            return None
+        if self.layer == 0:
+            self.layout = layout
+            self.recorder.begin(self.n_layers, layout.packing, cls_position=self.cls_position)
+        assert self.layout is not None
+        first = self.layout.packing
+        if (first.lengths_q, first.lengths_k) != (layout.packing.lengths_q, layout.packing.lengths_k):
+            raise ValueError(
+                f"layer {self.layer} ({type(module).__name__}) sees other cell lengths than layer 0: "
+                "recording needs one packing for all layers"
+            )
+        if self.layer >= self.n_layers:
+            raise ValueError(
+                f"the model called attention more often than its {self.n_layers} layers: record the "
+                "submodule whose layers you want (an encoder-decoder's encoder, for example)"
+            )
+        attention = LayerAttention(self.layer, q, k, v, first, options)
+        self.layer += 1
+        return self.recorder.attend(attention)
+
+    def start(self) -> None:
+        """The model's forward begins; a batch that an exception broke off is dropped."""
+        if not self.is_active:
+            return
+        self._running, self.layer, self.layout = True, 0, None
+
+    def hidden(self, layer: int, states: torch.Tensor) -> None:
+        """Report padded states [B, L, d]."""
+        if self.is_active and self.layout is not None and self.recorder.wants_hidden(layer):
+            self.recorder.hidden(layer, self.layout.pack_queries(states))
+
+    def stop(self) -> None:
+        """The model's forward has ended."""
+        if not self.is_active:
+            return
+        self._running = False
+        if self.layer != self.n_layers:
+            raise RuntimeError(
+                f"{self.layer} of {self.n_layers} attention layers of {type(self.model).__name__} reached "
+                "scfast: the others do not go through an attention that can be recorded"
+            )
+        self.recorder.finish()
+
+
+_SESSIONS: ContextVar[tuple[Session, ...]] = ContextVar("scfast_recording_sessions", default=())
+
+
+def session_of(module: torch.nn.Module) -> Session | None:
+    """The session of this context that records ``module``, if any."""
+    return next((session for session in reversed(_SESSIONS.get()) if session.owns(module)), None)
+
+
+@contextmanager
+def active(session: Session) -> Iterator[None]:
+    """Make a session known in this context."""
+    if any(session_of(module) for module in session.model.modules()):
+        raise RuntimeError(
+            f"{type(session.model).__name__} is being recorded already: give all observables to one "
+            "scfast.record"
+        )
+    token = _SESSIONS.set((*_SESSIONS.get(), session))
+    try:
+        yield
+    finally:
+        _SESSIONS.reset(token)
+
+
+def refuse(module: torch.nn.Module, what: str, remedy: str) -> None:
+    """Raise for a feature that scfast's attention does not have."""
+    raise NotImplementedError(
+        f"scfast attention does not implement {what} ({type(module).__name__}): {remedy}"
+    )
+
+
+def check_dropout(module: torch.nn.Module, dropout: Any) -> None:
+    """Refuse dropout of attention probabilities."""
+    if dropout:
+        refuse(
+            module,
+            f"attention dropout ({dropout:g}) in training",
+            "call model.eval() or set that dropout to 0",
+        )
