@@ -3,5 +3,14 @@
 from scfast.ops.attention_colsum import attention_colsum
 from scfast.ops.attention_forward import AttentionOutput, attention_forward
 from scfast.ops.attention_rowstats import RowStats, attention_rowstats
+from scfast.ops.rank_values import RankedCells, rank_values
 
-__all__ = ["AttentionOutput", "RowStats", "attention_colsum", "attention_forward", "attention_rowstats"]
+__all__ = [
+    "AttentionOutput",
+    "RankedCells",
+    "RowStats",
+    "attention_colsum",
+    "attention_forward",
+    "attention_rowstats",
+    "rank_values",
+]

@@ -1,0 +1,53 @@
+"""Models that can be asked for their attention, and the one function that loads them."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from scfast.models.base import AttentionSource, TokenBytes, TokenKind, Tokens
+
+__all__ = ["AttentionSource", "TokenBytes", "TokenKind", "Tokens", "load", "names"]
+
+#: Model name -> module; each module has ``load(folder, **options)``. Imported on demand: adapters need
+#: scfast.attention, which itself needs this package's base types.
+_REGISTRY = {"geneformer": "scfast.models.geneformer"}
+
+
+def names() -> list[str]:
+    """Names that :func:`load` knows.
+
+    Examples
+    --------
+    >>> names()
+    ['geneformer']
+    """
+    return sorted(_REGISTRY)
+
+
+def load(name: str, folder: str | Path, **options: Any) -> AttentionSource:
+    """Load a published or self-trained checkpoint.
+
+    Parameters
+    ----------
+    name
+        Kind of model; one of :func:`names`.
+    folder
+        Where its files are.
+    **options
+        Of that kind of model, for example ``dtype=``, ``token_dictionary=``
+        (:func:`scfast.models.geneformer.load`).
+
+    Raises
+    ------
+    ValueError
+        When the name is unknown.
+    FileNotFoundError
+        When a file that the model needs is missing; the message lists what was looked for.
+    """
+    if name not in _REGISTRY:
+        raise ValueError(f"there is no model {name!r}; scfast.models.load knows {', '.join(names())}")
+    loader = import_module(_REGISTRY[name]).load
+    source: AttentionSource = loader(Path(folder), **options)
+    return source

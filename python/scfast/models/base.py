@@ -1,0 +1,222 @@
+"""What a model hands to the rest of the package: packed tokens, and a forward that reports to a recorder."""
+
+from __future__ import annotations
+
+import abc
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal, TypedDict
+
+import numpy as np
+import torch
+
+from scfast.packing import Packing
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from scipy import sparse
+
+    from scfast.attention import Recorder
+
+
+class TokenKind(enum.IntEnum):
+    """What a token stands for; stored as uint8 in :attr:`Tokens.kind`."""
+
+    GENE = 0
+    SPECIAL = 1
+    CHROMOSOME = 2
+    PAD = 3
+
+
+_PER_TOKEN = {
+    "ids": torch.int64,
+    "positions": torch.int64,
+    "gene_index": torch.int64,
+    "kind": torch.uint8,
+    "values": torch.float32,
+    "external": torch.int64,
+}
+_PER_CELL = {"lost_vocabulary": torch.int64, "lost_truncation": torch.int64}
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The tokens of a number of cells, laid end to end. All tensors are on the CPU.
+
+    Attributes
+    ----------
+    ids
+        int64 [T]: rows of the model's token table.
+    positions
+        int64 [T]: position of each token within its cell, from 0.
+    packing
+        Where each cell starts and ends.
+    gene_index
+        int64 [T]: column of the counts matrix that the token stands for; -1 where it stands for no gene.
+    kind
+        uint8 [T]: :class:`TokenKind` of each token.
+    lost_vocabulary
+        int64 [B]: expressed genes of each cell that the model's vocabulary lacks.
+    lost_truncation
+        int64 [B]: gene tokens of each cell cut off because the model's context ended.
+    values
+        float32 [T], for models that embed a value beside the gene; else None.
+    external
+        int64 [T], for models with an external (condition) token; else None.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from scfast import Packing
+    >>> tokens = Tokens(
+    ...     ids=torch.tensor([7, 9, 4]),
+    ...     positions=torch.tensor([0, 1, 0]),
+    ...     packing=Packing.from_lengths([2, 1]),
+    ...     gene_index=torch.tensor([5, 0, 3]),
+    ...     kind=torch.zeros(3, dtype=torch.uint8),
+    ...     lost_vocabulary=torch.tensor([0, 2]),
+    ...     lost_truncation=torch.tensor([0, 0]),
+    ... )
+    >>> tokens.select([1, 0]).ids.tolist()
+    [4, 7, 9]
+    """
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    packing: Packing
+    gene_index: torch.Tensor
+    kind: torch.Tensor
+    lost_vocabulary: torch.Tensor
+    lost_truncation: torch.Tensor
+    values: torch.Tensor | None = None
+    external: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        for expected, size in ((_PER_TOKEN, self.packing.total_q), (_PER_CELL, self.packing.n_cells)):
+            for name, dtype in expected.items():
+                tensor = getattr(self, name)
+                if tensor is None and name in ("values", "external"):
+                    continue
+                if tensor.dtype != dtype or tuple(tensor.shape) != (size,):
+                    raise ValueError(
+                        f"Tokens.{name} must be {dtype} of shape ({size},): the packing has {self.n_cells}"
+                        f" cells, {self.n_tokens} tokens; got {tensor.dtype} of shape {tuple(tensor.shape)}"
+                    )
+
+    @property
+    def n_cells(self) -> int:
+        """Number of cells, B."""
+        return self.packing.n_cells
+
+    @property
+    def n_tokens(self) -> int:
+        """Number of tokens of all cells together, T."""
+        return self.packing.total_q
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens of each cell."""
+        return self.packing.lengths_q
+
+    @cached_property
+    def _extent(self) -> tuple[np.ndarray, np.ndarray]:
+        """Start and length of each cell, int64 [B] each."""
+        lengths = np.asarray(self.lengths, dtype=np.int64)
+        return np.cumsum(lengths) - lengths, lengths
+
+    def select(self, cells: Sequence[int] | np.ndarray | torch.Tensor) -> Tokens:
+        """The tokens of some cells, in the order asked for: one gather, no loop over tokens.
+
+        Parameters
+        ----------
+        cells
+            Numbers of the cells, 0 to B - 1; a cell may be named more than once.
+
+        Raises
+        ------
+        IndexError
+            When a cell does not exist.
+        """
+        chosen = np.asarray(cells, dtype=np.int64).reshape(-1)
+        if chosen.size and (chosen.min() < 0 or chosen.max() >= self.n_cells):
+            raise IndexError(
+                f"cells {chosen.min()} to {chosen.max()} were asked for, but there are {self.n_cells} (0 to"
+                f" {self.n_cells - 1})"
+            )
+        starts, lengths = self._extent
+        taken = lengths[chosen]
+        shift = starts[chosen] - (np.cumsum(taken) - taken)  # from the new place of a cell to the old one
+        gather = torch.from_numpy(np.arange(int(taken.sum()), dtype=np.int64) + np.repeat(shift, taken))
+        cell = torch.from_numpy(chosen)
+        picked: dict[str, torch.Tensor | None] = {}
+        for field in fields(self):
+            if field.name == "packing":
+                continue
+            tensor = getattr(self, field.name)
+            index = cell if field.name in _PER_CELL else gather
+            picked[field.name] = None if tensor is None else tensor.index_select(0, index)
+        return Tokens(packing=Packing.from_lengths(taken.tolist()), **picked)  # type: ignore[arg-type]
+
+
+class TokenBytes(TypedDict):
+    """What one token costs in memory, in bytes: figures for the planner of batches."""
+
+    #: Peak of the forward's own activations (states, fused q, k, v, feed-forward), per token of a batch.
+    activations: int
+    #: q and k of one layer, which a backward sweep keeps for every layer.
+    qk_per_layer: int
+    #: One hidden state, for observables that keep states.
+    hidden: int
+
+
+class AttentionSource(abc.ABC):
+    """A model that can be asked for its attention: it tokenises counts and runs packed under a recorder.
+
+    Attributes
+    ----------
+    name
+        What the model is called in reports, such as "geneformer-v2".
+    n_layers, n_heads, head_dim, hidden_size
+        Its shape.
+    max_tokens
+        Longest cell that it takes, special tokens included.
+    genes
+        Gene ids, in the order of the vocabulary.
+    default_readout
+        The token or average that the model's authors read a cell's embedding from.
+    cls_position
+        Position of the cls token within each cell, or None when there is none.
+    dtype
+        Of the weights and activations.
+    """
+
+    name: str
+    n_layers: int
+    n_heads: int
+    head_dim: int
+    hidden_size: int
+    max_tokens: int
+    genes: list[str]
+    default_readout: Literal["cls", "mean"]
+    cls_position: int | None
+    dtype: torch.dtype
+
+    @abc.abstractmethod
+    def tokenize(
+        self, counts: sparse.csr_matrix, var: pd.DataFrame, n_counts: np.ndarray | None = None
+    ) -> Tokens:
+        """Tokens of every row of ``counts`` [cells, genes], whose columns ``var`` describes."""
+
+    @abc.abstractmethod
+    def forward(self, tokens: Tokens, recorder: Recorder) -> None:
+        """Run the model over all cells of ``tokens`` at once; ``recorder`` computes the attention."""
+
+    @abc.abstractmethod
+    def untrained(self, seed: int = 0) -> AttentionSource:
+        """The same architecture and vocabulary with freshly initialised weights: the null model."""
+
+    @abc.abstractmethod
+    def bytes_per_token(self) -> TokenBytes:
+        """What one token costs in memory."""

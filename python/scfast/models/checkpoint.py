@@ -1,0 +1,171 @@
+"""Reads a checkpoint folder: config.json, and weights as safetensors or (weights_only) as a .bin file."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+#: Files that hold weights, in the order of preference.
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+
+
+#: What torch's reader meets in a file that is cut short or no torch file.
+_DAMAGED = (RuntimeError, EOFError, OSError, LookupError, ValueError, TypeError, AssertionError, struct.error)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The content of ``config.json``.
+
+    Raises
+    ------
+    FileNotFoundError
+        When there is none, or no folder.
+    ValueError
+        When it is no JSON object.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        there = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else None
+        what = (
+            f"it holds {', '.join(there[:12]) or 'nothing'}"
+            if there is not None
+            else "there is no such folder"
+        )
+        raise FileNotFoundError(f"{folder} is no checkpoint folder: config.json is missing ({what})")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} must hold a JSON object, got a {type(config).__name__}")
+    return config
+
+
+def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a checkpoint folder by name, as stored.
+
+    ``model.safetensors`` is preferred to ``pytorch_model.bin``; shards are read through their index.
+
+    Raises
+    ------
+    FileNotFoundError
+        When there is no weight file, or a shard is missing.
+    ValueError
+        When a file cannot be read as weights, or torch refuses to read it without running code.
+    """
+    for name in WEIGHT_FILES:
+        path = folder / name
+        if path.is_file():
+            return _read_sharded(path) if name.endswith(".index.json") else _read_file(path)
+    raise FileNotFoundError(f"{folder} holds no weights; looked for {', '.join(WEIGHT_FILES)}")
+
+
+def _read_sharded(index: Path) -> dict[str, torch.Tensor]:
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        shards = sorted(set(weight_map.values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index} is no index of a sharded checkpoint: {error}") from None
+    outside = [shard for shard in shards if Path(shard).name != shard]
+    if outside:
+        raise ValueError(f"{index} points outside its folder: {outside[0]}")
+    missing = [shard for shard in shards if not (index.parent / shard).is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{index} names {len(missing)} files that are not there: {', '.join(missing[:5])}"
+        )
+    tensors: dict[str, torch.Tensor] = {}
+    for shard in shards:
+        tensors |= _read_file(index.parent / shard)
+    absent = sorted(set(weight_map) - set(tensors))
+    if absent:
+        raise ValueError(f"{index} promises weights that its files lack: {', '.join(absent[:5])}")
+    return tensors
+
+
+def _read_file(path: Path) -> dict[str, torch.Tensor]:
+    with path.open("rb") as file:
+        if file.read(23) == b"version https://git-lfs":
+            raise ValueError(f"{path} is a Git LFS pointer, not the weights: fetch them with `git lfs pull`")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is cut short or no safetensors file: {error}") from None
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} holds more than weights, and torch refuses to read it without running code "
+            f"({_first_line(error)}). If you trust it, load it once where it was made and "
+            "save its state_dict as model.safetensors with safetensors.torch.save_file"
+        ) from None
+    except _DAMAGED as error:
+        raise ValueError(f"{path} is cut short or no torch file: {_first_line(error)}") from None
+    if not isinstance(tensors, dict) or not all(
+        isinstance(tensor, torch.Tensor) for tensor in tensors.values()
+    ):
+        raise ValueError(
+            f"{path} must hold a state_dict (names and tensors); it holds a {type(tensors).__name__}"
+        )
+    return tensors
+
+
+def check_tensors(
+    tensors: dict[str, torch.Tensor],
+    expected: dict[str, tuple[int, ...]],
+    tolerated: Iterable[str],
+    origin: str,
+) -> None:
+    """Refuse missing and extra weights, and weights of another shape or kind; all of them in one error.
+
+    Parameters
+    ----------
+    tensors
+        As read.
+    expected
+        Name -> shape of every weight that the model needs.
+    tolerated
+        Names that may be there without being used.
+    origin
+        What errors call the checkpoint.
+    """
+    tolerated = set(tolerated)
+    problems = []
+    missing = [name for name in expected if name not in tensors]
+    if missing:
+        problems.append(f"{len(missing)} weights are missing: {_some(missing)}")
+    extra = [name for name in tensors if name not in expected and name not in tolerated]
+    if extra:
+        problems.append(f"{len(extra)} weights have no place in the model: {_some(extra)}")
+    for name, shape in expected.items():
+        if name in tensors and tuple(tensors[name].shape) != shape:
+            problems.append(f"{name} has shape {tuple(tensors[name].shape)}, config.json asks for {shape}")
+        elif name in tensors and not tensors[name].dtype.is_floating_point:
+            problems.append(
+                f"{name} is {tensors[name].dtype}, not floating point (quantised weights are not read)"
+            )
+    if problems:
+        more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
+        raise ValueError(f"{origin} does not fit its config.json: {'; '.join(problems[:8])}{more}")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:200]
+
+
+def _some(names: list[str], limit: int = 20) -> str:
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

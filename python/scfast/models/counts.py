@@ -1,0 +1,58 @@
+"""Counts as a tokeniser wants them: CSR, a column per gene of var; a warning where they are no counts."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+#: Stored values looked at to tell counts from normalised values.
+_SAMPLE = 10_000
+
+
+def as_csr(counts: Any, var: pd.DataFrame) -> sparse.csr_matrix:
+    """Counts as CSR without duplicate entries; the caller's matrix is left as it is.
+
+    Raises
+    ------
+    TypeError
+        When they are no numbers.
+    ValueError
+        When the columns are not those that ``var`` describes.
+
+    Warns
+    -----
+    UserWarning
+        When most values are not whole numbers: normalised or log-transformed values.
+    """
+    if not sparse.issparse(counts):
+        counts = np.asarray(counts)
+        if counts.ndim != 2:
+            raise TypeError(f"counts must be a matrix [cells, genes], got shape {counts.shape}")
+    if counts.dtype.kind not in "biuf":
+        raise TypeError(f"counts are {counts.dtype}; numbers are needed")
+    matrix = sparse.csr_matrix(counts)
+    if matrix.shape[1] != len(var):
+        raise ValueError(f"counts have {matrix.shape[1]} columns, but var describes {len(var)} genes")
+    if not matrix.has_canonical_format:
+        matrix = matrix.copy()
+        matrix.sum_duplicates()
+    sample = matrix.data[:_SAMPLE]
+    if sample.dtype.kind == "f" and sample.size and (sample != np.rint(sample)).mean() > 0.5:
+        warnings.warn(
+            "most values are not whole numbers: they look normalised or log-transformed, and ranks will "
+            "not be those of raw counts. Use raw counts, or restore them with scfast.pp.recover_counts",
+            UserWarning,
+            stacklevel=3,
+        )
+    return matrix
+
+
+def totals_of(counts: sparse.csr_matrix, n_counts: np.ndarray | None) -> np.ndarray:
+    """Total counts of each cell [cells]: those given, else the sums over all genes."""
+    if n_counts is None:
+        return np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
+    return np.asarray(n_counts)

@@ -1,0 +1,292 @@
+"""Geneformer V1 and V2, as published or trained by ``scfast pretrain``: rank-value tokens, packed BERT."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import sparse
+
+from scfast import ops
+from scfast.models import checkpoint, dictionaries
+from scfast.models.base import AttentionSource, TokenBytes, TokenKind, Tokens
+from scfast.models.bert import BertEncoder, BertShape
+from scfast.models.counts import as_csr, totals_of
+from scfast.models.dictionaries import Dictionaries, Table
+from scfast.models.gene_ids import COLUMNS, GeneMatch, match_genes
+from scfast.packing import Packing
+
+if TYPE_CHECKING:
+    from transformers import BertForMaskedLM
+
+    from scfast.attention import Recorder
+
+_LOG = logging.getLogger(__name__)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+#: Counts per cell that Geneformer normalises to.
+TARGET_SUM = 1e4
+
+Version = Literal["V1", "V2"]
+
+
+def load(
+    folder: str | Path,
+    *,
+    version: Version | None = None,
+    dtype: torch.dtype = torch.float32,
+    token_dictionary: Table | None = None,
+    gene_medians: Table | None = None,
+    gene_names: Table | None = None,
+    ensembl_mapping: Table | None = None,
+) -> GeneformerSource:
+    """Load a Geneformer checkpoint: ``config.json``, weights, and the dictionaries beside them.
+
+    Parameters
+    ----------
+    folder
+        The checkpoint. Weights as ``model.safetensors`` or ``pytorch_model.bin`` (also sharded). The
+        masked-gene head may be absent; a pooler, a classifier, a next-sentence head and ``position_ids`` are
+        left unused.
+    version
+        "V1" or "V2", to insist on one. Default: V2 when the token dictionary has <cls> and <eos>, else V1.
+    dtype
+        Of weights and activations: torch.float32, bfloat16 or float16.
+    token_dictionary, gene_medians, gene_names, ensembl_mapping
+        Each a path (pickle, JSON, CSV, TSV; gzipped too) or a mapping. Default: the file in ``folder`` that
+        has the published name. Names and mapping may be absent: then symbols are not translated, and old
+        Ensembl ids not brought up to date. A token table as CSV with a column nonzero_median brings the
+        medians.
+
+    Raises
+    ------
+    FileNotFoundError
+        When config, weights, tokens or medians are missing.
+    UnsafePickleError
+        When a pickled dictionary asks for more than plain values. Nothing in it is run.
+    ValueError
+        When weights are missing, extra or of another shape, or the files contradict each other.
+    TypeError
+        When ``dtype`` is none of the three.
+
+    Examples
+    --------
+    >>> import scfast
+    >>> source = scfast.models.load("geneformer", "Geneformer-V2-104M")  # doctest: +SKIP
+    >>> tokens = source.tokenize(adata.X, adata.var)  # doctest: +SKIP
+    """
+    folder = Path(folder)
+    if dtype not in DTYPES:
+        raise TypeError(f"dtype={dtype} cannot be run; use one of {', '.join(map(str, DTYPES))}")
+    config = checkpoint.read_config(folder)
+    shape = BertShape.from_config(config, str(folder / "config.json"))
+    tables = dictionaries.read(
+        folder,
+        token_dictionary=token_dictionary,
+        gene_medians=gene_medians,
+        gene_names=gene_names,
+        ensembl_mapping=ensembl_mapping,
+    )
+    detected: Version = "V2" if "<cls>" in tables.tokens else "V1"
+    if version not in (None, detected):
+        raise ValueError(
+            f"version={version!r}, but {tables.sources['token_dictionary']} is a {detected} dictionary (V2 "
+            "has <cls> and <eos>, V1 neither): give this checkpoint's token_dictionary=, or leave version out"
+        )
+    largest = max(tables.tokens.values())
+    if largest >= shape.vocabulary:
+        raise ValueError(
+            f"{tables.sources['token_dictionary']} has tokens up to {largest}, but the checkpoint's token "
+            f"table has {shape.vocabulary} rows (vocab_size): they belong to different models"
+        )
+    if (
+        detected == "V2"
+        and not tables.ensembl_mapping
+        and tables.genes
+        and tables.genes[0].startswith("ENSG")
+    ):
+        _LOG.warning(
+            "%s has no Ensembl mapping: old ids are lost, which the published V2 tokeniser adds to their "
+            "present ones. Give ensembl_mapping=PATH",
+            folder,
+        )
+    encoder = BertEncoder.from_checkpoint(shape, checkpoint.read_tensors(folder), dtype, str(folder))
+    return GeneformerSource(f"geneformer:{folder.resolve().name}", encoder, tables, config)
+
+
+class GeneformerSource(AttentionSource):
+    """A Geneformer, ready to tokenise counts and to run under a recorder. Made by :func:`load`.
+
+    Attributes
+    ----------
+    version
+        "V1" (no special tokens around a cell) or "V2" (<cls> first, <eos> last).
+    dictionaries
+        Tokens, medians, names and mapping.
+    encoder
+        The weights.
+    config
+        Content of ``config.json``.
+    """
+
+    def __init__(self, name: str, encoder: BertEncoder, tables: Dictionaries, config: dict[str, Any]) -> None:
+        shape = encoder.shape
+        self.name = name
+        self.n_layers = shape.n_layers
+        self.n_heads = shape.n_heads
+        self.head_dim = shape.head_dim
+        self.hidden_size = shape.hidden
+        self.max_tokens = shape.positions
+        self.genes = tables.genes
+        self.dtype = encoder.dtype
+        self.version: Version = "V2" if "<cls>" in tables.tokens else "V1"
+        self.default_readout = "cls" if self.version == "V2" else "mean"
+        self.cls_position = 0 if self.version == "V2" else None
+        self.dictionaries = tables
+        self.encoder = encoder
+        self.config = config
+        self._matched: tuple[pd.DataFrame, GeneMatch] | None = None
+
+    def match(self, var: pd.DataFrame) -> GeneMatch:
+        """Which columns of the data the vocabulary knows, and how their names were read."""
+        names = var[[column for column in COLUMNS if column in var.columns]]
+        # Cells are tokenised block by block over one var: matching it once is enough.
+        if self._matched is None or not self._matched[0].equals(names):
+            self._matched = (names.copy(), match_genes(var, self.dictionaries))
+            _LOG.info("%s: %s", self.name, self._matched[1].describe())
+        return self._matched[1]
+
+    def tokenize(
+        self, counts: sparse.csr_matrix, var: pd.DataFrame, n_counts: np.ndarray | None = None
+    ) -> Tokens:
+        """Rank-value encoding of every cell (Theodoris et al. 2023).
+
+        The genes of a cell are ordered by count / n_counts * 10^4 / median, largest first, ties by column,
+        and cut at the model's context. V2 puts <cls> first and <eos> last. Columns of one gene are added up.
+
+        Parameters
+        ----------
+        counts
+            Raw counts [cells, genes].
+        var
+            Describes the columns; gene ids or symbols in the index or in a usual column.
+        n_counts
+            Total counts of each cell. Default: its sum over all genes.
+
+        Raises
+        ------
+        ValueError
+            When no gene is in the vocabulary, a count is negative or not finite, or shapes do not agree.
+        """
+        counts = as_csr(counts, var)
+        match = self.match(var)
+        ranked = ops.rank_values(
+            counts.indptr,
+            counts.indices,
+            counts.data,
+            n_counts=totals_of(counts, n_counts),
+            token_ids=match.token_ids,
+            factors=match.medians,
+            max_tokens=self.max_tokens - 2 * (self.version == "V2"),
+            target=TARGET_SUM,
+            groups=match.target if match.n_collapsed else None,
+        )
+        kept = np.diff(ranked.offsets)
+        tokens = self._with_special(ranked.token_ids, ranked.columns, kept)
+        return Tokens(
+            **tokens,
+            lost_vocabulary=torch.from_numpy(ranked.n_expressed - ranked.n_in_vocabulary),
+            lost_truncation=torch.from_numpy(ranked.n_in_vocabulary - kept),
+        )
+
+    def _with_special(self, ids: np.ndarray, columns: np.ndarray, kept: np.ndarray) -> dict[str, Any]:
+        """Packed fields, with <cls> and <eos> around each cell in V2."""
+        lead = int(self.version == "V2")
+        lengths = kept + 2 * lead
+        starts = np.cumsum(lengths) - lengths
+        positions = np.arange(int(lengths.sum()), dtype=np.int64) - np.repeat(starts, lengths)
+        if lead:
+            token = self.dictionaries.tokens
+            is_gene = np.ones(len(positions), dtype=bool)
+            is_gene[starts] = is_gene[starts + lengths - 1] = False
+            all_ids = np.full(len(positions), token["<eos>"], dtype=np.int64)
+            all_ids[starts] = token["<cls>"]
+            all_columns = np.full(len(positions), -1, dtype=np.int64)
+            all_ids[is_gene], all_columns[is_gene] = ids, columns
+            kind = np.where(is_gene, TokenKind.GENE, TokenKind.SPECIAL).astype(np.uint8)
+        else:
+            all_ids, all_columns = ids, columns
+            kind = np.zeros(len(positions), dtype=np.uint8)
+        return {
+            "ids": torch.from_numpy(all_ids),
+            "positions": torch.from_numpy(positions),
+            "gene_index": torch.from_numpy(all_columns),
+            "kind": torch.from_numpy(kind),
+            "packing": Packing.from_lengths(lengths.tolist()),
+        }
+
+    def forward(self, tokens: Tokens, recorder: Recorder) -> None:
+        """Run the encoder, without gradients, over all cells at once; the recorder computes the attention.
+
+        Raises
+        ------
+        ValueError
+            When a cell is longer than the model's context.
+        """
+        longest = max(tokens.lengths, default=0)
+        if longest > self.max_tokens:
+            raise ValueError(
+                f"a cell has {longest} tokens; {self.name} takes {self.max_tokens}: tokenise with it"
+            )
+        with torch.no_grad():
+            recorder.begin(
+                self.n_layers,
+                tokens.packing,
+                kind=tokens.kind,
+                gene_index=tokens.gene_index,
+                cls_position=self.cls_position,
+            )
+            self.encoder.forward(tokens, recorder)
+            recorder.finish()
+
+    def untrained(self, seed: int = 0) -> GeneformerSource:
+        """The same architecture and vocabulary with weights initialised as before training."""
+        encoder = BertEncoder.initialised(self.encoder.shape, self.dtype, seed)
+        return GeneformerSource(f"{self.name}:untrained", encoder, self.dictionaries, self.config)
+
+    def bytes_per_token(self) -> TokenBytes:
+        """What one token costs in memory; the activations are the wider of attention and feed-forward."""
+        shape, size = self.encoder.shape, self.dtype.itemsize
+        up = shape.intermediate * (1 if shape.activation == "relu" else 2)
+        return TokenBytes(
+            activations=size * max(6 * shape.hidden, 2 * shape.hidden + up) + 8 * shape.n_heads,
+            qk_per_layer=size * 2 * shape.hidden,
+            hidden=size * shape.hidden,
+        )
+
+    def hf(self) -> BertForMaskedLM:
+        """The same model as a ``transformers.BertForMaskedLM``, in eval mode, with weights of its own.
+
+        Raises
+        ------
+        ValueError
+            When the checkpoint came without a masked-gene head.
+        """
+        from transformers import BertConfig, BertForMaskedLM
+
+        if not self.encoder.has_head:
+            raise ValueError(
+                f"{self.name} has no masked-gene head (cls.predictions.*), so it is no BertForMaskedLM"
+            )
+        settings = {key: value for key, value in self.config.items() if key not in ("torch_dtype", "dtype")}
+        model = BertForMaskedLM(BertConfig(**settings))
+        tied = "cls.predictions.decoder."
+        state = dict(self.encoder.tensors)
+        state[f"{tied}weight"] = state["bert.embeddings.word_embeddings.weight"]
+        state[f"{tied}bias"] = state["cls.predictions.bias"]
+        torch.nn.Module.to(model, self.dtype).load_state_dict(state)
+        model.eval()
+        return model

@@ -1,0 +1,243 @@
+"""rank_values: the genes of every cell in falling order of scaled count, straight from a CSR matrix."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from scfast import _kernels, reference
+from scfast.ops._dispatch import choose
+
+#: Count types of csrc/rank_values.hpp.
+COUNT_TYPES = {np.dtype(name): code for code, name in enumerate(("float32", "float64", "int32", "int64"))}
+_INT32_MAX = np.iinfo(np.int32).max
+_FLOAT32_MAX = np.finfo(np.float32).max
+
+
+class RankedCells(NamedTuple):
+    """Ranked genes of all cells, one cell after another; int64.
+
+    Genes of cell ``i`` are ``token_ids[offsets[i]:offsets[i + 1]]`` and, as columns of the matrix, the same
+    slice of ``columns``. ``n_expressed`` [B] are genes with a count, ``n_in_vocabulary`` [B] those of them
+    with a token: their difference is lost to the vocabulary; ``n_in_vocabulary`` less the tokens is cut off.
+    """
+
+    token_ids: np.ndarray
+    columns: np.ndarray
+    offsets: np.ndarray
+    n_expressed: np.ndarray
+    n_in_vocabulary: np.ndarray
+
+
+def rank_values(
+    indptr: np.ndarray,
+    indices: np.ndarray,
+    data: np.ndarray,
+    *,
+    n_counts: np.ndarray,
+    token_ids: np.ndarray,
+    factors: np.ndarray,
+    groups: np.ndarray | None = None,
+    max_tokens: int | None = None,
+    target: float = 1e4,
+    threads: int | None = None,
+    backend: str = "auto",
+) -> RankedCells:
+    """Rank-value encoding: order each cell's genes by count / n_counts * target / factor.
+
+    The values of Theodoris et al. 2023, rounded as their tokeniser rounds float32 counts, whatever dtypes
+    come in: count, reciprocal of n_counts and both products in float32, then a product with the factor's
+    reciprocal in float64. Values fall; equal values are ordered by column. Genes without a count or without a
+    token have no place.
+
+    Parameters
+    ----------
+    indptr, indices, data
+        CSR matrix [B cells, G genes] of counts: integers of any width; float or integer counts, at least 0.
+        Columns in any order within a row, each at most once.
+    n_counts
+        [B]: total counts of each cell, above 0 where it has counts.
+    token_ids
+        [G] integers: token of each column's gene, -1 where the vocabulary lacks it.
+    factors
+        [G]: what each gene's value is divided by, its non-zero median; above 0 where there is a token.
+    groups
+        [G] integers: the column that stands for this one's gene. Counts of one gene are added up first;
+        token, factor and reported column are those of the standing column. Default: each column for itself.
+    max_tokens
+        Genes to keep of each cell, at least 1. Default: all.
+    target
+        Total that cells are scaled to.
+    threads
+        Default: ``torch.get_num_threads()``. The result does not depend on it.
+    backend
+        ``"auto"``, ``"cpu"`` or ``"reference"``.
+
+    Returns
+    -------
+    RankedCells
+        A cell without counts has no tokens.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Shapes, dtypes, or a negative, NaN or infinite count, named with its cell and column.
+
+    Examples
+    --------
+    >>> import numpy as np, scfast
+    >>> ranked = scfast.ops.rank_values(
+    ...     np.array([0, 3]), np.array([0, 1, 3]), np.array([4.0, 2.0, 9.0]),
+    ...     n_counts=np.array([15.0]), token_ids=np.array([10, 11, 12, -1]), factors=np.array([4.0, 1, 1, 1]),
+    ... )
+    >>> ranked.token_ids.tolist(), ranked.n_expressed.tolist()
+    ([11, 10], [3])
+    """
+    indptr, indices, data = _check_matrix(indptr, indices, data)
+    token_ids, factors, groups = _check_genes(token_ids, factors, groups)
+    n_counts = _numbers("n_counts", n_counts, len(indptr) - 1, "cells").astype(np.float32)
+    limit = _check_positive("max_tokens", _INT32_MAX if max_tokens is None else max_tokens)
+    n_threads = _check_positive("threads", torch.get_num_threads() if threads is None else threads)
+    if not 0 < np.float32(target) < np.inf:
+        raise ValueError(f"target must be a finite number above 0, got {target}")
+    slots, slot_columns = _slots(groups)
+    matrix = _kernels.RankInput(
+        indptr=indptr.ctypes.data, indices=indices.ctypes.data, data=data.ctypes.data,
+        wide_indices=indices.itemsize == 8, count_type=COUNT_TYPES[data.dtype], n_cells=len(indptr) - 1,
+        n_columns=len(token_ids), n_counts=n_counts.ctypes.data, token_ids=token_ids.ctypes.data,
+        factors=factors.ctypes.data, slots=slots.ctypes.data, slot_columns=slot_columns.ctypes.data,
+        n_slots=len(slot_columns), target=target, threads=n_threads,
+    )  # fmt: skip
+    n_expressed, n_in_vocabulary = (np.empty(len(indptr) - 1, dtype=np.int64) for _ in range(2))
+    _kernels.rank_values_count(matrix, n_expressed.ctypes.data, n_in_vocabulary.ctypes.data)
+    if (refused := np.flatnonzero(n_expressed < 0)).size:
+        raise ValueError(_refusal(int(refused[0]), indptr, indices, data, n_counts, len(token_ids)))
+    if choose("rank_values", backend) == "reference":
+        return RankedCells(
+            *reference.rank_values(
+                indptr, indices, data, n_counts=n_counts, token_ids=token_ids, factors=factors, groups=groups,
+                max_tokens=limit, target=target,
+            )
+        )  # fmt: skip
+    offsets = np.zeros(len(indptr), dtype=np.int64)
+    np.cumsum(np.minimum(n_in_vocabulary, limit), out=offsets[1:])
+    tokens, columns = (np.empty(offsets[-1], dtype=np.int64) for _ in range(2))
+    _kernels.rank_values_fill(matrix, offsets.ctypes.data, tokens.ctypes.data, columns.ctypes.data)
+    return RankedCells(tokens, columns, offsets, n_expressed, n_in_vocabulary)
+
+
+def _check_matrix(
+    indptr: np.ndarray, indices: np.ndarray, data: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    indptr, indices, data = (np.asarray(x) for x in (indptr, indices, data))
+    for name, x, kinds, what in (
+        ("indptr", indptr, "iu", "integers"),
+        ("indices", indices, "iu", "integers"),
+        ("data", data, "biuf", "counts"),
+    ):
+        if x.ndim != 1 or x.dtype.kind not in kinds:
+            raise TypeError(
+                f"{name} must be a 1-D array of {what}, got {x.dtype} {x.shape}: pass a CSR matrix's own"
+            )
+    indptr = np.ascontiguousarray(indptr, dtype=np.int64)
+    if len(indices) != len(data):
+        raise ValueError(f"indices has {len(indices)} entries and data has {len(data)}; they must agree")
+    if len(indptr) == 0 or indptr[0] < 0 or indptr[-1] > len(data) or (np.diff(indptr) < 0).any():
+        raise ValueError(
+            f"indptr must rise from 0 to at most {len(data)}, the entries of data, got {indptr[:4]}...: "
+            "pass the arrays of a CSR matrix"
+        )
+    indices = np.ascontiguousarray(indices, dtype=np.int32 if indices.dtype == np.int32 else np.int64)
+    if data.dtype not in COUNT_TYPES:  # up to 16 bits fit float32, 32 bits fit int64
+        small = data.dtype.itemsize <= 2
+        data = data.astype(np.float32 if small else np.int64 if data.dtype == np.uint32 else np.float64)
+    return indptr, indices, np.ascontiguousarray(data)
+
+
+def _numbers(name: str, values: Any, n: int, of: str) -> np.ndarray:
+    values = np.asarray(values)
+    if values.shape != (n,) or values.dtype.kind not in "iuf":
+        raise ValueError(
+            f"{name} must be {n} numbers, one for each of the {of}, got {values.dtype} {values.shape}"
+        )
+    return values
+
+
+def _check_genes(
+    token_ids: np.ndarray, factors: np.ndarray, groups: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    token_ids = np.asarray(token_ids)
+    if token_ids.ndim != 1 or token_ids.dtype.kind not in "iu":
+        raise TypeError(f"token_ids must be a 1-D array of integers, got {token_ids.dtype} {token_ids.shape}")
+    n = len(token_ids)
+    if n > _INT32_MAX:
+        raise ValueError(f"token_ids names {n} genes; at most {_INT32_MAX} fit")
+    if n and not (token_ids.min() >= -1 and token_ids.max() <= _INT32_MAX):
+        raise ValueError(
+            f"token_ids must lie between -1 (no token) and {_INT32_MAX}, "
+            f"got {token_ids.min()} to {token_ids.max()}"
+        )
+    known = token_ids >= 0
+    factors = np.where(known, _numbers("factors", factors, n, "columns"), 1).astype(np.float64)
+    usable = (factors > 1 / np.finfo(np.float64).max) & (factors < np.inf)  # so has the reciprocal a value
+    if not usable.all():
+        column = int(np.argmin(usable))
+        raise ValueError(
+            f"factors[{column}] is {factors[column]} and the gene has a token: it must be finite and above "
+            "0, or token_ids -1 there to leave the gene out"
+        )
+    identity = np.arange(n)
+    groups = identity if groups is None else _numbers("groups", groups, n, "columns")
+    wrong = (groups < 0) | (groups >= n) | (groups.dtype.kind == "f")
+    if not wrong.any():
+        wrong = groups[groups] != groups
+    if wrong.any():
+        column = int(np.argmax(wrong))
+        raise ValueError(
+            f"groups[{column}] is {groups[column]}: it must be an integer from 0 to {n - 1}, "
+            "a column that stands for itself"
+        )
+    return token_ids.astype(np.int32), factors, groups
+
+
+def _slots(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(number of each column's added-up gene or -1 [G], standing columns of these genes), int32."""
+    slots = np.full(len(groups), -1, dtype=np.int32)
+    standing = np.unique(groups[groups != np.arange(len(groups))])
+    slots[standing] = np.arange(len(standing))
+    return slots[groups], standing.astype(np.int32)
+
+
+def _check_positive(name: str, value: int) -> int:
+    if not isinstance(value, int | np.integer) or value < 1:
+        raise ValueError(
+            f"{name} must be an integer of at least 1, got {value!r}; leave it out for the default"
+        )
+    return min(int(value), _INT32_MAX)
+
+
+def _refusal(
+    cell: int, indptr: np.ndarray, indices: np.ndarray, data: np.ndarray, n_counts: np.ndarray, n_columns: int
+) -> str:
+    """What is wrong with a cell that the first pass refused."""
+    row = slice(indptr[cell], indptr[cell + 1])
+    columns, counts = indices[row], data[row]
+    if (outside := (columns < 0) | (columns >= n_columns)).any():
+        return (
+            f"cell {cell} has a count in column {columns[outside][0]}, but token_ids names {n_columns} "
+            "columns: pass one token for each column of the matrix"
+        )
+    if (bad := ~((counts >= 0) & (counts <= _FLOAT32_MAX))).any():
+        return (
+            f"the count of cell {cell} in column {columns[bad][0]} is {counts[bad][0]}; it must be finite "
+            "and at least 0: pass raw counts, not scaled values"
+        )
+    unique, times = np.unique(columns, return_counts=True)
+    if (times > 1).any():
+        return f"cell {cell} holds column {unique[times > 1][0]} twice: call sum_duplicates() on it first"
+    return (
+        f"n_counts of cell {cell} is {n_counts[cell]}, but the cell has counts: it must be their total, "
+        "finite and above 0"
+    )
