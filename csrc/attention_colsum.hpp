@@ -34,8 +34,10 @@ struct ColsumJob {
       bool used = fused_row_sums && a.row_sums;  // then every row is asked for
       for (int set = 0; set < a.n_weights && !used; set++)
         used = a.row_weights[set * a.where.total_q + unit.cell.first_query + i] != 0.f;
-      if (used) rows[n++] = i;
-      else if (fused_row_sums) fused_row_sums[unit.cell.first_query + i] = 0.f;
+      if (used)
+        rows[n++] = i;
+      else if (fused_row_sums)
+        fused_row_sums[unit.cell.first_query + i] = 0.f;
     }
     return n;
   }
@@ -70,9 +72,11 @@ struct ColsumJob {
         float* to = a.sums + ((int64_t)set * outs + out) * g.total_k + cell.first_key;
         const int begin = outs == 1 ? 0 : out, end = outs == 1 ? slots : out + 1;
         for (int h = begin; h < end; h++)
-          partials.collect(cell, h, set, scale * (a.head_weights && !fused_row_sums ? a.head_weights[h] : 1.f), h == begin, to);
+          partials.collect(cell, h, set, scale * (a.head_weights && !fused_row_sums ? a.head_weights[h] : 1.f),
+                           h == begin, to);
         if (a.residual >= 0)
-          for (int i = 0; i < cell.queries; i++) to[i] += (1.f - a.residual) * weight(cell, set, i, row_sum(cell, i, out));
+          for (int i = 0; i < cell.queries; i++)
+            to[i] += (1.f - a.residual) * weight(cell, set, i, row_sum(cell, i, out));
       }
     if (a.row_sums)
       for (int i = 0; i < cell.queries; i++)
@@ -89,11 +93,11 @@ static bool attention_colsum(const scfast::ColsumArgs* args) {
   const Partials partials(schedule, args->n_weights);
   float* row_sums = fused ? (float*)malloc(sizeof(float) * (g.total_q + 1)) : nullptr;
   bool done = partials.ready() && (!fused || row_sums);
-  ColsumJob job{*args, partials, row_sums};
+  const ColsumJob job{*args, partials, row_sums};
   const Wants wants = {true, false, false};
   if (done)
-    done = fused ? SCFAST_WALK(g, walk_fused, schedule, args->fusion, args->head_weights, job)
-                 : SCFAST_WALK(g, walk_heads, schedule, Values(), wants, job);
+    done = fused ? walk_fused(schedule, args->fusion, args->head_weights, job)
+                 : walk_heads(schedule, Values(), wants, job);
   if (done) {
 #pragma omp parallel for num_threads(g.threads) schedule(dynamic)
     for (int cell_index = 0; cell_index < g.n_cells; cell_index++) job.finish(cell_at(g, cell_index), slots);

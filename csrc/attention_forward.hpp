@@ -11,8 +11,7 @@ struct ForwardJob {
 
   int choose_rows(const Unit& unit, int32_t* rows) const {
     for (int i = 0; i < unit.rows; i++) rows[i] = unit.first_row + i;
-    if (a.received)
-      memset(partials.of(unit.cell, unit.head, unit.chunk), 0, sizeof(float) * unit.cell.keys);
+    if (a.received) memset(partials.of(unit.cell, unit.head, unit.chunk), 0, sizeof(float) * unit.cell.keys);
     return unit.rows;
   }
 
@@ -40,10 +39,10 @@ static bool attention_forward(const scfast::ForwardArgs* args) {
   if (!schedule.ready()) return false;
   const Partials partials(schedule, args->received ? 1 : 0);
   if (!partials.ready()) return false;
-  ForwardJob job{*args, partials};
+  const ForwardJob job{*args, partials};
   const Values values = {args->v, args->v_token, args->v_head, args->v_dim};
   const Wants wants = {args->received != nullptr, args->entropy != nullptr, true};
-  if (!SCFAST_WALK(g, walk_heads, schedule, values, wants, job)) return false;
+  if (!walk_heads(schedule, values, wants, job)) return false;
   if (args->received) {
 #pragma omp parallel for num_threads(g.threads) schedule(dynamic)
     for (int cell_index = 0; cell_index < g.n_cells; cell_index++) {

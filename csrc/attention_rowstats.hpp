@@ -35,8 +35,7 @@ struct RowstatsJob {
       a.entropy[at] = entropy[i];
       a.max[at] = largest[i];
       a.row_sum[at] = sum[i];
-      a.self_weight[at] =
-          inside ? factor * s.p[(size_t)own * s.lanes + i] * s.norm[(own / kKeys) * s.lanes + i] : 0.f;
+      a.self_weight[at] = inside ? factor * s.p[(size_t)own * s.lanes + i] * s.norm[(own / kKeys) * s.lanes + i] : 0.f;
     }
   }
 
@@ -74,10 +73,10 @@ static bool attention_rowstats(const scfast::RowstatsArgs* args) {
   const bool fused = args->fusion != scfast::kNone;
   const Schedule schedule(g, fused ? 1 : g.heads);
   if (!schedule.ready()) return false;
-  RowstatsJob job{*args, fused};
+  const RowstatsJob job{*args, fused};
   const Wants wants = {true, true, false};
-  return fused ? SCFAST_WALK(g, walk_fused, schedule, args->fusion, args->head_weights, job)
-               : SCFAST_WALK(g, walk_heads, schedule, Values(), wants, job);
+  return fused ? walk_fused(schedule, args->fusion, args->head_weights, job)
+               : walk_heads(schedule, Values(), wants, job);
 }
 
 }  // namespace

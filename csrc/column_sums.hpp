@@ -39,9 +39,12 @@ static void add_column_sums(const Strip& s, const float* weight, float* sums) {
 }
 
 SCFAST_INLINE void add_columns(const Strip& s, const float* weight, float* sums) {
-  if (s.lanes == W) add_column_sums<1>(s, weight, sums);
-  else if (s.lanes == 2 * W) add_column_sums<2>(s, weight, sums);
-  else add_column_sums<3>(s, weight, sums);
+  if (s.lanes == W)
+    add_column_sums<1>(s, weight, sums);
+  else if (s.lanes == 2 * W)
+    add_column_sums<2>(s, weight, sums);
+  else
+    add_column_sums<3>(s, weight, sums);
 }
 
 // One row of keys for every unit and every set of weights.
@@ -80,7 +83,7 @@ struct Partials {
 
   // to[key] = sum over chunks of one head and set, times a factor; added to what is there unless `fresh`.
   void collect(const Cell& cell, int head, int set, float factor, bool fresh, float* to) const {
-    if (fresh) memset(to, 0, sizeof(float) * cell.keys);
+    if (fresh && cell.keys) memset(to, 0, sizeof(float) * cell.keys);
     if (slot[cell.index] < 0) return;
     for (int chunk = 0; chunk < units_of(cell); chunk++) {
       const float* from = of(cell, head, chunk) + (size_t)set * cell.keys;

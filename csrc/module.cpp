@@ -98,11 +98,29 @@ NB_MODULE(_kernels, m) {
              std::tuple<int64_t, int64_t, int, int, int> sizes, uintptr_t cu_seqlens_q, uintptr_t cu_seqlens_k,
              uintptr_t work, int n_cells, int n_work, uintptr_t causal_offset, uintptr_t key_bias, int bias_heads,
              float scale, float softcap, bool causal, int threads) {
-            new (g) Geometry{dtype, at<void>(q), at<void>(k), std::get<0>(q_strides), std::get<1>(q_strides),
-                             std::get<0>(k_strides), std::get<1>(k_strides), std::get<0>(sizes), std::get<1>(sizes),
-                             std::get<2>(sizes), std::get<3>(sizes), std::get<4>(sizes),
-                             at<int32_t>(cu_seqlens_q), at<int32_t>(cu_seqlens_k), at<int32_t>(work), n_cells, n_work,
-                             at<int32_t>(causal_offset), at<float>(key_bias), bias_heads, scale, softcap, causal,
+            new (g) Geometry{dtype,
+                             at<void>(q),
+                             at<void>(k),
+                             std::get<0>(q_strides),
+                             std::get<1>(q_strides),
+                             std::get<0>(k_strides),
+                             std::get<1>(k_strides),
+                             std::get<0>(sizes),
+                             std::get<1>(sizes),
+                             std::get<2>(sizes),
+                             std::get<3>(sizes),
+                             std::get<4>(sizes),
+                             at<int32_t>(cu_seqlens_q),
+                             at<int32_t>(cu_seqlens_k),
+                             at<int32_t>(work),
+                             n_cells,
+                             n_work,
+                             at<int32_t>(causal_offset),
+                             at<float>(key_bias),
+                             bias_heads,
+                             scale,
+                             softcap,
+                             causal,
                              threads};
           },
           nb::kw_only(), "dtype"_a, "q"_a, "k"_a, "q_strides"_a, "k_strides"_a, "sizes"_a, "cu_seqlens_q"_a,
@@ -132,18 +150,31 @@ NB_MODULE(_kernels, m) {
           [](RankInput* in, uintptr_t indptr, uintptr_t indices, uintptr_t data, bool wide_indices, int count_type,
              int64_t n_cells, int64_t n_columns, uintptr_t n_counts, uintptr_t token_ids, uintptr_t factors,
              uintptr_t slots, uintptr_t slot_columns, int n_slots, float target, int threads) {
-            new (in) RankInput{at<int64_t>(indptr), at<void>(indices), at<void>(data), wide_indices, count_type,
-                               n_cells, n_columns, at<float>(n_counts), at<int32_t>(token_ids), at<double>(factors),
-                               at<int32_t>(slots), at<int32_t>(slot_columns), n_slots, target, threads};
+            new (in) RankInput{at<int64_t>(indptr),
+                               at<void>(indices),
+                               at<void>(data),
+                               wide_indices,
+                               count_type,
+                               n_cells,
+                               n_columns,
+                               at<float>(n_counts),
+                               at<int32_t>(token_ids),
+                               at<double>(factors),
+                               at<int32_t>(slots),
+                               at<int32_t>(slot_columns),
+                               n_slots,
+                               target,
+                               threads};
           },
           nb::kw_only(), "indptr"_a, "indices"_a, "data"_a, "wide_indices"_a, "count_type"_a, "n_cells"_a,
-          "n_columns"_a, "n_counts"_a, "token_ids"_a, "factors"_a, "slots"_a, "slot_columns"_a, "n_slots"_a,
-          "target"_a, "threads"_a);
+          "n_columns"_a, "n_counts"_a, "token_ids"_a, "factors"_a, "slots"_a, "slot_columns"_a, "n_slots"_a, "target"_a,
+          "threads"_a);
   m.def("rank_values_count", [](const RankInput& in, uintptr_t n_expressed, uintptr_t n_in_vocabulary) {
     without_gil([&] { return rank_values_count(in, at<int64_t>(n_expressed), at<int64_t>(n_in_vocabulary)); });
   });
   m.def("rank_values_fill", [](const RankInput& in, uintptr_t offsets, uintptr_t token_ids, uintptr_t columns) {
-    without_gil([&] { return rank_values_fill(in, at<int64_t>(offsets), at<int64_t>(token_ids), at<int64_t>(columns)); });
+    without_gil(
+        [&] { return rank_values_fill(in, at<int64_t>(offsets), at<int64_t>(token_ids), at<int64_t>(columns)); });
   });
 
   m.def("cuda_build", &cuda_build);

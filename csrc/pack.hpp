@@ -29,7 +29,8 @@ static void pack_queries(const Geometry& g, const Cell& cell, int head, const in
 #if defined(__SSE2__)
     const __m128 f = _mm_set1_ps(factor);
     for (; d + 4 <= dim; d += 4) {
-      __m128 a = _mm_loadu_ps(x[0] + d), b = _mm_loadu_ps(x[1] + d), c = _mm_loadu_ps(x[2] + d), e = _mm_loadu_ps(x[3] + d);
+      __m128 a = _mm_loadu_ps(x[0] + d), b = _mm_loadu_ps(x[1] + d), c = _mm_loadu_ps(x[2] + d),
+             e = _mm_loadu_ps(x[3] + d);
       _MM_TRANSPOSE4_PS(a, b, c, e);
       _mm_store_ps(panel + (d + 0) * lanes + lane, _mm_mul_ps(a, f));
       _mm_store_ps(panel + (d + 1) * lanes + lane, _mm_mul_ps(b, f));

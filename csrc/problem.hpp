@@ -74,8 +74,10 @@ struct Schedule {
     int low = 0, high = n_cells - 1;  // the last cell whose first unit is not beyond index
     while (low < high) {
       const int middle = (low + high + 1) / 2;
-      if (first_unit[middle] <= index) low = middle;
-      else high = middle - 1;
+      if (first_unit[middle] <= index)
+        low = middle;
+      else
+        high = middle - 1;
     }
     Unit u;
     u.cell = cell_at(g, cells[low]);

@@ -112,9 +112,10 @@ struct Entries {
   int32_t column(int64_t e) const {
     return e < row ? static_cast<int32_t>(indices[e]) : in.slot_columns[s.summed[e - row]];
   }
-  double value(int64_t e) const { // below zero: the entry has no place
-    if (e < row) return value_of(static_cast<double>(data[e]), reciprocals[indices[e]]);
-    return value_of(s.sums[s.summed[e - row]], 1.0 / in.factors[column(e)]);
+  double value(int64_t e) const {  // below zero, and never -0: the entry has no place
+    const double factor = e < row ? reciprocals[indices[e]] : 1.0 / in.factors[column(e)];
+    const double count = e < row ? static_cast<double>(data[e]) : s.sums[s.summed[e - row]];
+    return factor < 0 ? -1.0 : value_of(count, factor);
   }
   double value_of(double count, double factor) const {
     const float scaled = static_cast<float>(count) * reciprocal * target;

@@ -105,7 +105,7 @@ SCFAST_INLINE vf sum_each(vf rows[W]) {
 #if defined(__AVX512F__)
   vf four[4];
   for (int i = 0; i < 4; i++) {
-    const vf *r = rows + 4 * i;
+    const vf* r = rows + 4 * i;
     const vf ab = _mm512_unpacklo_ps(r[0], r[1]) + _mm512_unpackhi_ps(r[0], r[1]);
     const vf cd = _mm512_unpacklo_ps(r[2], r[3]) + _mm512_unpackhi_ps(r[2], r[3]);
     four[i] = _mm512_shuffle_ps(ab, cd, 0x44) + _mm512_shuffle_ps(ab, cd, 0xee);
@@ -116,7 +116,7 @@ SCFAST_INLINE vf sum_each(vf rows[W]) {
 #elif defined(__AVX2__)
   vf four[2];
   for (int i = 0; i < 2; i++) {
-    const vf *r = rows + 4 * i;
+    const vf* r = rows + 4 * i;
     const vf ab = _mm256_unpacklo_ps(r[0], r[1]) + _mm256_unpackhi_ps(r[0], r[1]);
     const vf cd = _mm256_unpacklo_ps(r[2], r[3]) + _mm256_unpackhi_ps(r[2], r[3]);
     four[i] = _mm256_shuffle_ps(ab, cd, 0x44) + _mm256_shuffle_ps(ab, cd, 0xee);

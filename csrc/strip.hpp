@@ -164,8 +164,8 @@ static void visit_strip(const StripBuffers<Dot>& b, const Score& score, const in
     vf largest[NV];
     for (int v = 0; v < NV; v++) largest[v] = splat(-FLT_MAX);
     for (int key = 0; key < keys; key += KT)
-      score_tile<Dot, NV>(b.q, b.k + (size_t)(first + key) * b.depth, b.depth, b.depth, score.dot_factor,
-                          keys - key, p + key * lanes, largest);
+      score_tile<Dot, NV>(b.q, b.k + (size_t)(first + key) * b.depth, b.depth, b.depth, score.dot_factor, keys - key,
+                          p + key * lanes, largest);
     if (score.cap > 0 || score.bias || first + keys > unmasked) adjust<NV>(p, first, keys, score, limit, largest);
 
     vf block_sum[NV], block_weighted[NV];
@@ -185,9 +185,7 @@ static void visit_strip(const StripBuffers<Dot>& b, const Score& score, const in
       sum[v] += block_sum[v];
       if (kEntropy) weighted[v] += block_weighted[v];
     }
-    if (wants.values) {
-      weigh_values<NV>(b, p, first, keys, rows, decay);
-    }
+    if (wants.values) { weigh_values<NV>(b, p, first, keys, rows, decay); }
   }
   float *inv = b.row_state, *lse = inv + kLanes, *entropy = lse + kLanes;
   for (int v = 0; v < NV; v++) {
@@ -200,7 +198,8 @@ static void visit_strip(const StripBuffers<Dot>& b, const Score& score, const in
     if (kEntropy) store(entropy + v * W, select(none, vf{}, (logarithm - weighted[v] * inverse) * kLn2));
     if (wants.strip)
       for (int block = 0; block * kKeys < last; block++)
-        store(b.norm + block * lanes + v * W, exp2_negative(load(b.shift + block * lanes + v * W) - shift[v]) * inverse);
+        store(b.norm + block * lanes + v * W,
+              exp2_negative(load(b.shift + block * lanes + v * W) - shift[v]) * inverse);
   }
   if (wants.values && last == 0) memset(b.out, 0, sizeof(float) * (size_t)kLanes * b.v_columns);
   *strip = {b.p, b.norm, last, lanes, rows, row, inv, lse, entropy};
@@ -211,12 +210,15 @@ template <class Dot>
 static void visit_rows(const StripBuffers<Dot>& b, const Score& score, const int* row, int rows, int n_keys,
                        Wants wants, Strip* strip) {
   const int vectors = (rows + W - 1) / W;
-#define SCFAST_VISIT(NV)                                                                    \
-  (wants.entropy ? visit_strip<Dot, NV, true>(b, score, row, rows, n_keys, wants, strip)    \
+#define SCFAST_VISIT(NV)                                                                 \
+  (wants.entropy ? visit_strip<Dot, NV, true>(b, score, row, rows, n_keys, wants, strip) \
                  : visit_strip<Dot, NV, false>(b, score, row, rows, n_keys, wants, strip))
-  if (vectors == 1) SCFAST_VISIT(1);
-  else if (vectors == 2) SCFAST_VISIT(2);
-  else SCFAST_VISIT(3);
+  if (vectors == 1)
+    SCFAST_VISIT(1);
+  else if (vectors == 2)
+    SCFAST_VISIT(2);
+  else
+    SCFAST_VISIT(3);
 #undef SCFAST_VISIT
 }
 

@@ -1,4 +1,6 @@
 // How threads walk over all units of a call: head by head, or with all heads of an element at once.
+// A job says which rows of a unit to visit, job.choose_rows(unit, rows), and takes each finished strip,
+// job.strip(unit, strip, out, columns).
 #pragma once
 #include "pack.hpp"
 
@@ -10,54 +12,42 @@ struct Values {
   int dim = 0;
 };
 
-// Calls job.choose_rows(unit, rows) for the rows of a unit to visit, and job.strip(unit, strip, out) on each finished strip.
+// One thread's state when each head of a unit is a strip of its own.
 template <class Dot, class Job>
-static bool walk_heads(const Geometry& g, const Schedule& schedule, const Values& values, Wants wants, Job& job) {
-  const int64_t units = schedule.units();
-  const int group = g.heads / (g.kv_heads ? g.kv_heads : 1), longest = longest_key_list(g);
-  int64_t next = 0;
-  bool failed = false;
-  const int threads = units < g.threads ? (units > 0 ? (int)units : 1) : g.threads;
-#pragma omp parallel num_threads(threads)
-  {
-    Scratch scratch;
-    StripBuffers<Dot> b;
+struct HeadWorker {
+  const Geometry& g;
+  const Values& values;
+  Wants wants;
+  const Job& job;
+  StripBuffers<Dot> b;
+  int32_t* rows = nullptr;
+  int packed_cell = -1, packed_head = -1;
+
+  void take(Scratch& scratch, int longest) {
     b.take(scratch, g, longest, values.dim, wants);
-    int32_t* rows = scratch.take<int32_t>(kRowsPerUnit);
-    if (!scratch.allocate()) {
-      __atomic_store_n(&failed, true, __ATOMIC_RELAXED);
-    } else {
-      b.take(scratch, g, longest, values.dim, wants);
-      rows = scratch.take<int32_t>(kRowsPerUnit);
-      int packed_cell = -1, packed_head = -1;
-      int64_t begin, end;
-      while (claim(&next, units, threads, &begin, &end)) {
-        for (int64_t index = begin; index < end; index++) {
-          const Unit unit = schedule.unit(index);
-          const int kv_head = unit.head / group;
-          const int n_rows = job.choose_rows(unit, rows);
-          if (n_rows == 0) continue;
-          if (unit.cell.index != packed_cell || kv_head != packed_head) {
-            pack_keys(g, unit.cell, kv_head, b.k);
-            if (wants.values)
-              pack_values(values.v, values.token, values.head, values.dim, g.dtype, unit.cell, kv_head, b.v_columns,
-                          b.v);
-            packed_cell = unit.cell.index, packed_head = kv_head;
-          }
-          const Score score = score_of(g, unit.cell, unit.head, Dot::kPack > 1);
-          for (int first = 0; first < n_rows; first += kLanes) {
-            const int n = n_rows - first < kLanes ? n_rows - first : kLanes;
-            pack_queries(g, unit.cell, unit.head, rows + first, n, score.query_factor, b.unpacked, b.q);
-            Strip strip;
-            visit_rows(b, score, rows + first, n, unit.cell.keys, wants, &strip);
-            job.strip(unit, strip, b.out, b.v_columns);
-          }
-        }
-      }
+    rows = scratch.take<int32_t>(kRowsPerUnit);
+  }
+
+  void visit(const Unit& unit) {
+    const int n_rows = job.choose_rows(unit, rows);
+    if (n_rows == 0) return;
+    const int kv_head = unit.head / (g.heads / g.kv_heads);
+    if (unit.cell.index != packed_cell || kv_head != packed_head) {
+      pack_keys(g, unit.cell, kv_head, b.k);
+      if (wants.values)
+        pack_values(values.v, values.token, values.head, values.dim, g.dtype, unit.cell, kv_head, b.v_columns, b.v);
+      packed_cell = unit.cell.index, packed_head = kv_head;
+    }
+    const Score score = score_of(g, unit.cell, unit.head, Dot::kPack > 1);
+    for (int first = 0; first < n_rows; first += kLanes) {
+      const int n = n_rows - first < kLanes ? n_rows - first : kLanes;
+      pack_queries(g, unit.cell, unit.head, rows + first, n, score.query_factor, b.unpacked, b.q);
+      Strip strip;
+      visit_rows(b, score, rows + first, n, unit.cell.keys, wants, &strip);
+      job.strip(unit, strip, b.out, b.v_columns);
     }
   }
-  return !failed;
-}
+};
 
 // fused <- fusion over heads of head_weight * probability, all heads' strips over the same rows.
 SCFAST_INLINE void fuse(const Strip& s, int fusion, float head_weight, bool first, float* fused) {
@@ -66,82 +56,109 @@ SCFAST_INLINE void fuse(const Strip& s, int fusion, float head_weight, bool firs
     for (int lane = 0; lane < s.lanes; lane += W) {
       const vf p = load(s.p + key * s.lanes + lane) * load(s.norm + (key / kKeys) * s.lanes + lane) * factor;
       float* to = fused + key * s.lanes + lane;
-      if (first) store(to, p);
-      else if (fusion == scfast::kSum) store(to, load(to) + p);
-      else if (fusion == scfast::kMax) store(to, select(p != p, p, max(p, load(to))));
-      else store(to, select(p != p, p, -max(-p, -load(to))));
+      if (first)
+        store(to, p);
+      else if (fusion == scfast::kSum)
+        store(to, load(to) + p);
+      else if (fusion == scfast::kMax)
+        store(to, select(p != p, p, max(p, load(to))));
+      else
+        store(to, select(p != p, p, -max(-p, -load(to))));
     }
 }
 
-// As walk_heads, but the strip that the job sees is the fused map itself (norm is 1; no lse, entropy or values).
+// The same when the heads of an element meet before the job sees them: its strip is the fused map itself
+// (norm is 1; no lse, entropy or values), and the keys of all heads are at hand.
 template <class Dot, class Job>
-static bool walk_fused(const Geometry& g, const Schedule& schedule, int fusion, const float* head_weights, Job& job) {
+struct FusedWorker {
+  const Geometry& g;
+  int fusion;
+  const float* head_weights;
+  const Job& job;
+  StripBuffers<Dot> b;
+  typename Dot::T* keys = nullptr;
+  float *fused = nullptr, *ones = nullptr;
+  int32_t* rows = nullptr;
+  size_t head_size = 0;
+  int packed_cell = -1;
+  static constexpr Wants kWants = {true, false, false};
+
+  void take(Scratch& scratch, int longest) {
+    const int blocks = (longest + kKeys - 1) / kKeys + 1;
+    b.take(scratch, g, longest, 0, kWants);
+    head_size = (size_t)(longest + KT) * b.depth;
+    keys = scratch.take<typename Dot::T>(g.kv_heads * head_size);
+    fused = scratch.take<float>((size_t)blocks * kKeys * kLanes);
+    ones = scratch.take<float>((size_t)blocks * kLanes);
+    rows = scratch.take<int32_t>(kRowsPerUnit);
+    if (!scratch.measuring)
+      for (int i = 0; i < blocks * kLanes; i++) ones[i] = 1.f;
+  }
+
+  void visit(const Unit& unit) {
+    const int n_rows = job.choose_rows(unit, rows);
+    if (n_rows == 0) return;
+    if (unit.cell.index != packed_cell)
+      for (int h = 0; h < g.kv_heads; h++) pack_keys(g, unit.cell, h, keys + h * head_size);
+    packed_cell = unit.cell.index;
+    for (int first = 0; first < n_rows; first += kLanes) {
+      const int n = n_rows - first < kLanes ? n_rows - first : kLanes;
+      Strip strip;
+      for (int h = 0; h < g.heads; h++) {
+        const Score score = score_of(g, unit.cell, h, Dot::kPack > 1);
+        b.k = keys + (h / (g.heads / g.kv_heads)) * head_size;
+        pack_queries(g, unit.cell, h, rows + first, n, score.query_factor, b.unpacked, b.q);
+        visit_rows(b, score, rows + first, n, unit.cell.keys, kWants, &strip);
+        fuse(strip, fusion, head_weights ? head_weights[h] : 1.f, h == 0, fused);
+      }
+      strip.p = fused;
+      strip.norm = ones;
+      job.strip(unit, strip, nullptr, 0);
+    }
+  }
+};
+
+// Every unit of the schedule, by copies of `prototype`. False: out of memory.
+template <class Worker>
+static bool walk(const Schedule& schedule, const Worker& prototype) {
   const int64_t units = schedule.units();
-  const int group = g.heads / (g.kv_heads ? g.kv_heads : 1), longest = longest_key_list(g);
-  const int blocks = (longest + kKeys - 1) / kKeys + 1;
-  const Wants wants = {true, false, false};
+  const int longest = longest_key_list(schedule.g);
+  const int threads = units < schedule.g.threads ? (units > 0 ? (int)units : 1) : schedule.g.threads;
   int64_t next = 0;
   bool failed = false;
-  const int threads = units < g.threads ? (units > 0 ? (int)units : 1) : g.threads;
 #pragma omp parallel num_threads(threads)
   {
     Scratch scratch;
-    StripBuffers<Dot> b;
-    typename Dot::T* keys = nullptr;
-    float *fused = nullptr, *ones = nullptr;
-    int32_t* rows = nullptr;
-    bool ready = true;
-    for (int pass = 0; pass < 2 && ready; pass++) {  // measure, then hand out
-      if (pass == 1) ready = scratch.allocate();
-      if (!ready) break;
-      b.take(scratch, g, longest, 0, wants);
-      keys = scratch.take<typename Dot::T>((size_t)g.kv_heads * (longest + KT) * b.depth);
-      fused = scratch.take<float>((size_t)blocks * kKeys * kLanes);
-      ones = scratch.take<float>((size_t)blocks * kLanes);
-      rows = scratch.take<int32_t>(kRowsPerUnit);
-    }
-    if (!ready) {
-      __atomic_store_n(&failed, true, __ATOMIC_RELAXED);
-    } else {
-      for (int i = 0; i < blocks * kLanes; i++) ones[i] = 1.f;
-      int packed_cell = -1;
+    Worker worker = prototype;
+    worker.take(scratch, longest);  // measures; after the allocation the same call hands out
+    if (scratch.allocate()) {
+      worker.take(scratch, longest);
       int64_t begin, end;
-      while (claim(&next, units, threads, &begin, &end)) {
-        for (int64_t index = begin; index < end; index++) {
-          const Unit unit = schedule.unit(index);
-          const int n_rows = job.choose_rows(unit, rows);
-          if (n_rows == 0) continue;
-          const size_t head_size = (size_t)(longest + KT) * b.depth;
-          if (unit.cell.index != packed_cell)
-            for (int h = 0; h < g.kv_heads; h++) pack_keys(g, unit.cell, h, keys + h * head_size);
-          packed_cell = unit.cell.index;
-          for (int first = 0; first < n_rows; first += kLanes) {
-            const int n = n_rows - first < kLanes ? n_rows - first : kLanes;
-            Strip strip;
-            for (int h = 0; h < g.heads; h++) {
-              const Score score = score_of(g, unit.cell, h, Dot::kPack > 1);
-              b.k = keys + (h / group) * head_size;
-              pack_queries(g, unit.cell, h, rows + first, n, score.query_factor, b.unpacked, b.q);
-              visit_rows(b, score, rows + first, n, unit.cell.keys, wants, &strip);
-              fuse(strip, fusion, head_weights ? head_weights[h] : 1.f, h == 0, fused);
-            }
-            strip.p = fused;
-            strip.norm = ones;
-            job.strip(unit, strip, nullptr, 0);
-          }
-        }
-      }
+      while (claim(&next, units, threads, &begin, &end))
+        for (int64_t index = begin; index < end; index++) worker.visit(schedule.unit(index));
+    } else {
+      __atomic_store_n(&failed, true, __ATOMIC_RELAXED);
     }
   }
   return !failed;
 }
 
-// Runs walk(Float32) or, where the machine has the instruction and the inputs are bfloat16, walk(Bfloat16Pair).
+template <class Job>
+static bool walk_heads(const Schedule& schedule, const Values& values, Wants wants, const Job& job) {
+  const Geometry& g = schedule.g;
 #if defined(SCFAST_BF16)
-#define SCFAST_WALK(g, walk, ...) \
-  ((g).dtype == kBfloat16 ? walk<Bfloat16Pair>(g, __VA_ARGS__) : walk<Float32>(g, __VA_ARGS__))
-#else
-#define SCFAST_WALK(g, walk, ...) walk<Float32>(g, __VA_ARGS__)
+  if (g.dtype == kBfloat16) return walk(schedule, HeadWorker<Bfloat16Pair, Job>{g, values, wants, job, {}});
 #endif
+  return walk(schedule, HeadWorker<Float32, Job>{g, values, wants, job, {}});
+}
+
+template <class Job>
+static bool walk_fused(const Schedule& schedule, int fusion, const float* head_weights, const Job& job) {
+  const Geometry& g = schedule.g;
+#if defined(SCFAST_BF16)
+  if (g.dtype == kBfloat16) return walk(schedule, FusedWorker<Bfloat16Pair, Job>{g, fusion, head_weights, job, {}});
+#endif
+  return walk(schedule, FusedWorker<Float32, Job>{g, fusion, head_weights, job, {}});
+}
 
 }  // namespace

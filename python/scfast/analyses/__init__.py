@@ -1,0 +1,22 @@
+"""Results over many cells: accumulators that update and merge, and writers of one row per cell."""
+
+from scfast.analyses.base import Accumulator, Batch, RowBlock, RowWriter
+from scfast.analyses.cell_scores import CellScores
+from scfast.analyses.embedding import Embedding
+from scfast.analyses.group_expression import GroupExpression
+from scfast.analyses.group_scores import GroupScores
+from scfast.analyses.layer_scores import LayerScores
+from scfast.analyses.strata import Strata
+
+__all__ = [
+    "Accumulator",
+    "Batch",
+    "CellScores",
+    "Embedding",
+    "GroupExpression",
+    "GroupScores",
+    "LayerScores",
+    "RowBlock",
+    "RowWriter",
+    "Strata",
+]

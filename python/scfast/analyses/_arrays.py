@@ -1,0 +1,78 @@
+"""An accumulator whose state is named arrays that add: what the group analyses have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from scfast.analyses.base import Batch
+from scfast.analyses.strata import Strata
+
+
+class ArrayAccumulator:
+    """Sums in named arrays over strata of cells; subclasses say which arrays, and how a batch adds to them.
+
+    A subclass is constructed as ``cls(strata, **config)``, ``config`` being strings and whole numbers, and
+    keeps its sums in ``self.sums``.
+    """
+
+    #: Names of the configuration, each an attribute of the same name.
+    config: ClassVar[tuple[str, ...]] = ()
+    strata: Strata
+    sums: dict[str, np.ndarray]
+
+    def update(self, batch: Batch) -> None:
+        """Add the cells of a batch."""
+        raise NotImplementedError
+
+    def result(self) -> Any:
+        """What the cells seen so far say."""
+        raise NotImplementedError
+
+    def merge(self, other: Self) -> None:
+        """Add what ``other`` has seen; ``other`` is left unchanged.
+
+        Raises
+        ------
+        ValueError
+            When ``other`` was built over other cells, groups or genes.
+        """
+        self.strata.check_same(other.strata)
+        for name in self.config:
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine != theirs:
+                raise ValueError(
+                    f"cannot merge {type(self).__name__} with {name}={mine!r} and {name}={theirs!r}"
+                )
+        for name, total in self.sums.items():
+            total += other.sums[name]
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Copies of all arrays, by name."""
+        sums = {name: total.copy() for name, total in self.sums.items()}
+        return {
+            **self.strata.state(),
+            **{name: np.array(getattr(self, name)) for name in self.config},
+            **sums,
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, np.ndarray]) -> Self:
+        """The accumulator that had this state."""
+        config = {name: state[name].item() for name in cls.config}
+        new = cls(Strata.from_state(state), **config)  # type: ignore[call-arg]
+        for name, total in new.sums.items():
+            total[...] = state[name]
+        return new
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the state."""
+        return sum(array.nbytes for array in (*self.sums.values(), *self.strata.state().values()))
+
+    def _strata_of(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+        """(stratum int64 [B], whether the cell is in one, bool [B])."""
+        stratum = self.strata.of_row[batch.rows]
+        return stratum, stratum >= 0

@@ -1,0 +1,147 @@
+"""The two contracts of a result over many cells, and the batch that both are fed with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
+
+import numpy as np
+import torch
+from scipy import sparse
+
+from scfast.models.base import TokenKind, Tokens
+
+
+class GeneTokens(NamedTuple):
+    """The genes of a batch's cells, one entry per (cell, gene) pair, by cell and then by gene column.
+
+    ``cell`` and ``gene`` are int64 [n]; ``rank`` int64 [n] is the gene's place among its cell's gene tokens,
+    from 1 (the first place, where a gene has several tokens); ``entry`` int64 [m] says which pair each of the
+    batch's m gene tokens belongs to and ``token`` int64 [m] which token of the batch that is.
+    """
+
+    cell: np.ndarray
+    gene: np.ndarray
+    rank: np.ndarray
+    entry: np.ndarray
+    token: np.ndarray
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one packed batch of cells gave.
+
+    Attributes
+    ----------
+    rows
+        int64 [B]: row number of each cell in the data.
+    tokens
+        The cells' tokens.
+    observed
+        Observable name -> packed result of this batch, such as rollout scores [T] or [R, T].
+    counts
+        The cells' counts [B, genes], for analyses that need them.
+    """
+
+    rows: np.ndarray
+    tokens: Tokens
+    observed: Mapping[str, torch.Tensor]
+    counts: sparse.csr_matrix | None = None
+
+    @cached_property
+    def cell_of_token(self) -> np.ndarray:
+        """int64 [T]: cell of the batch that each token belongs to."""
+        return np.repeat(np.arange(self.tokens.n_cells), self.tokens.lengths)
+
+    @cached_property
+    def genes(self) -> GeneTokens:
+        """The (cell, gene) pairs; computed once and shared by all analyses of the batch."""
+        gene = self.tokens.gene_index.numpy()
+        token = np.flatnonzero((self.tokens.kind.numpy() == TokenKind.GENE) & (gene >= 0))
+        cell, gene = self.cell_of_token[token], gene[token]
+        before = np.searchsorted(cell, np.arange(self.tokens.n_cells))  # gene tokens of earlier cells
+        rank = np.arange(len(token)) - before[cell] + 1
+        width = int(gene.max(initial=0)) + 1
+        pairs, first, entry = np.unique(cell * width + gene, return_index=True, return_inverse=True)
+        return GeneTokens(pairs // width, pairs % width, rank[first], entry, token)
+
+    def scores(self, name: str, row: int) -> np.ndarray:
+        """Token scores of one row of an observable [T] or [R, T], as float64 [T]."""
+        packed = self.observed[name]
+        packed = packed[None] if packed.dim() == 1 else packed
+        return packed[row].to(torch.float64).numpy()
+
+    def gene_scores(self, name: str, row: int) -> np.ndarray:
+        """float64 [n]: scores of the pairs of :attr:`genes`, summed over the tokens of a gene in a cell."""
+        pairs = self.genes
+        return np.bincount(pairs.entry, self.scores(name, row)[pairs.token], minlength=len(pairs.gene))
+
+
+@runtime_checkable
+class Accumulator(Protocol):
+    """A result over any number of cells, which can be computed in parts.
+
+    Updating with batches in any order and any split, and merging the parts in any order, gives the same
+    result: exactly for counts (int64), to rounding for sums (float64). An accumulator that saw nothing has a
+    result.
+    """
+
+    def update(self, batch: Batch) -> None:
+        """Add the cells of a batch."""
+
+    def merge(self, other: Self) -> None:
+        """Add what ``other`` has seen; ``other`` is left unchanged."""
+
+    def result(self) -> Any:
+        """What the cells seen so far say."""
+
+    def state(self) -> dict[str, np.ndarray]:
+        """All that is needed to continue elsewhere, as named arrays that ``np.savez`` takes."""
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, np.ndarray]) -> Self:
+        """The accumulator that had this state."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the state."""
+
+
+class RowBlock(NamedTuple):
+    """Results of some cells: ``rows`` int64 [B] and ``values``, CSR or dense [B, columns]."""
+
+    rows: np.ndarray
+    values: sparse.csr_matrix | np.ndarray
+
+
+@runtime_checkable
+class RowWriter(Protocol):
+    """A result with one row per cell; the runner puts the blocks in the order of the data."""
+
+    #: Columns of the result.
+    n_columns: int
+    #: What rows without a result hold: None for sparse results (nothing), a number for dense ones.
+    fill: float | None
+
+    def rows(self, batch: Batch) -> RowBlock:
+        """The rows of a batch's cells."""
+
+
+class Scatter:
+    """Adds values to places of large arrays, at a cost that follows the values and not the array.
+
+    Parameters
+    ----------
+    places
+        int64 [n]: flat place of each value; a place may occur more than once.
+    """
+
+    def __init__(self, places: np.ndarray) -> None:
+        self.unique, self._inverse = np.unique(places, return_inverse=True)
+
+    def add(self, total: np.ndarray, values: np.ndarray | None = None) -> None:
+        """Add ``values`` [n] (ones by default) to ``total``, which is written through its flat view."""
+        sums = np.bincount(self._inverse, values, minlength=len(self.unique))
+        total.reshape(-1)[self.unique] += sums.astype(total.dtype, copy=False)

@@ -1,0 +1,139 @@
+"""Gene scores per group of cells: means, errors, and what the scores leave out."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from scfast.analyses._arrays import ArrayAccumulator
+from scfast.analyses.base import Batch, Scatter
+from scfast.analyses.strata import Strata
+from scfast.models.base import TokenKind
+
+N_KINDS = len(TokenKind)
+
+
+class GroupScoresResult(NamedTuple):
+    """Statistics of every group; float64 [groups, genes] unless said otherwise, nan where nothing is defined.
+
+    ``mean`` and ``se`` are over all cells of the group (a cell without the gene scores 0), ``mean_detecting``
+    and ``se_detecting`` over the cells that have a token of the gene; ``detecting`` int64 is the number of
+    those and ``rank`` the gene's mean place in their encoding, from 1. ``cells`` and ``replicates`` are int64
+    [groups]; ``mass`` [groups, kinds] is the mean score that falls on each
+    :class:`~scfast.models.base.TokenKind`; ``lost_vocabulary`` and ``lost_truncation`` [groups] are genes per
+    cell.
+    """
+
+    mean: np.ndarray
+    se: np.ndarray
+    mean_detecting: np.ndarray
+    se_detecting: np.ndarray
+    detecting: np.ndarray
+    rank: np.ndarray
+    cells: np.ndarray
+    replicates: np.ndarray
+    mass: np.ndarray
+    lost_vocabulary: np.ndarray
+    lost_truncation: np.ndarray
+
+
+class GroupScores(ArrayAccumulator):
+    """Scores of genes in groups of cells, with standard errors.
+
+    Parameters
+    ----------
+    strata
+        The groups, or groups and replicates; errors are between replicates in the latter case, else between
+        cells.
+    n_genes
+        Columns of the counts matrix.
+    name
+        The observable that holds the scores [R, T].
+    row
+        Which of the R rows; negative numbers count from the end.
+
+    Notes
+    -----
+    Between cells the standard error is the sample deviation over the root of the number of cells. Between
+    replicates it is that of a ratio of totals (Cochran 1977, eq. 6.13): sqrt(R / (R - 1) sum_r (S_r - n_r
+    m)^2) / sum_r n_r, with S_r the sum and n_r the cells of replicate r and m the mean over all cells; for
+    replicates of one size it is the deviation between replicate means over sqrt(R). One cell, or one
+    replicate, has no error (nan).
+    """
+
+    config = ("n_genes", "name", "row")
+
+    def __init__(self, strata: Strata, n_genes: int, name: str = "rollout", row: int = -1) -> None:
+        self.strata, self.n_genes, self.name, self.row = strata, n_genes, name, row
+        per_gene = (strata.n, n_genes)
+        self.sums = {
+            "cells": np.zeros(strata.n, dtype=np.int64),
+            "count": np.zeros(per_gene, dtype=np.int64),
+            "rank": np.zeros(per_gene, dtype=np.int64),
+            "score": np.zeros(per_gene),
+            "square": np.zeros(per_gene),
+            "mass": np.zeros((strata.n, N_KINDS)),
+            "lost_vocabulary": np.zeros(strata.n, dtype=np.int64),
+            "lost_truncation": np.zeros(strata.n, dtype=np.int64),
+        }
+
+    def update(self, batch: Batch) -> None:
+        """Add the cells of a batch."""
+        stratum, member = self._strata_of(batch)
+        cells = Scatter(stratum[member])
+        cells.add(self.sums["cells"])
+        for lost in ("lost_vocabulary", "lost_truncation"):
+            cells.add(self.sums[lost], getattr(batch.tokens, lost).numpy()[member])
+
+        inside = member[batch.cell_of_token]
+        kind = batch.tokens.kind.numpy()[inside]
+        places = Scatter(stratum[batch.cell_of_token[inside]] * N_KINDS + kind)
+        places.add(self.sums["mass"], batch.scores(self.name, self.row)[inside])
+
+        pairs = batch.genes
+        inside = member[pairs.cell]
+        scores = batch.gene_scores(self.name, self.row)[inside]
+        places = Scatter(stratum[pairs.cell[inside]] * self.n_genes + pairs.gene[inside])
+        places.add(self.sums["count"])
+        places.add(self.sums["rank"], pairs.rank[inside])
+        places.add(self.sums["score"], scores)
+        places.add(self.sums["square"], scores * scores)
+
+    def result(self) -> GroupScoresResult:
+        """Statistics of every group."""
+        cells, count = self.strata.by_group(self.sums["cells"]), self.strata.by_group(self.sums["count"])
+        score = self.strata.by_group(self.sums["score"])
+        all_cells = np.broadcast_to(cells[:, None], count.shape)
+        mean, mean_detecting = _ratio(score, all_cells), _ratio(score, count)
+        seen = self.sums["cells"] > 0
+        return GroupScoresResult(
+            mean=mean,
+            se=self._error(mean, np.broadcast_to(self.sums["cells"][:, None], self.sums["count"].shape)),
+            mean_detecting=mean_detecting,
+            se_detecting=self._error(mean_detecting, self.sums["count"]),
+            detecting=count,
+            rank=_ratio(self.strata.by_group(self.sums["rank"]), count),
+            cells=cells,
+            replicates=self.strata.by_group((seen & self.strata.replicated).astype(np.int64)),
+            mass=_ratio(self.strata.by_group(self.sums["mass"]), cells[:, None]),
+            lost_vocabulary=_ratio(self.strata.by_group(self.sums["lost_vocabulary"]), cells),
+            lost_truncation=_ratio(self.strata.by_group(self.sums["lost_truncation"]), cells),
+        )
+
+    def _error(self, mean: np.ndarray, n: np.ndarray) -> np.ndarray:
+        """Standard error of ``mean`` [groups, genes]: sums over ``n`` [S, genes] cells per stratum."""
+        total = self.strata.by_group(n)
+        if not self.strata.replicated:
+            spread = self.strata.by_group(self.sums["square"]) - total * np.nan_to_num(mean) ** 2
+            return np.sqrt(_ratio(np.maximum(spread, 0.0), total * (total - 1)))
+        units = self.strata.by_group((n > 0).astype(np.int64))
+        off = self.sums["score"] - n * np.nan_to_num(mean)[self.strata.group]
+        return np.sqrt(_ratio(units * self.strata.by_group(off**2), units - 1)) / np.where(
+            total > 0, total, np.nan
+        )
+
+
+def _ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
+    """``top / bottom`` in float64, nan where ``bottom`` is not positive."""
+    return np.divide(top, bottom, out=np.full(np.shape(top), np.nan), where=bottom > 0)

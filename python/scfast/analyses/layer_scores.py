@@ -1,0 +1,50 @@
+"""Mean gene scores per group at every layer of a prefix or suffix rollout."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from scfast.analyses._arrays import ArrayAccumulator
+from scfast.analyses.base import Batch, Scatter
+from scfast.analyses.strata import Strata
+
+
+class LayerScores(ArrayAccumulator):
+    """Mean over all cells of a group, for each of the R rows of an observable.
+
+    Parameters
+    ----------
+    strata
+        The groups (replicates are pooled).
+    n_genes
+        Columns of the counts matrix.
+    n_rows
+        R, one row per layer.
+    name
+        The observable that holds the scores [R, T].
+    """
+
+    config = ("n_genes", "n_rows", "name")
+
+    def __init__(self, strata: Strata, n_genes: int, n_rows: int, name: str = "rollout") -> None:
+        self.strata, self.n_genes, self.n_rows, self.name = strata, n_genes, n_rows, name
+        self.sums = {
+            "cells": np.zeros(strata.n_groups, dtype=np.int64),
+            "score": np.zeros((n_rows, strata.n_groups, n_genes)),
+        }
+
+    def update(self, batch: Batch) -> None:
+        """Add the cells of a batch."""
+        stratum, member = self._strata_of(batch)
+        group = np.where(member, self.strata.group[stratum] if self.strata.n else -1, -1)
+        Scatter(group[member]).add(self.sums["cells"])
+        pairs = batch.genes
+        inside = member[pairs.cell]
+        places = Scatter(group[pairs.cell[inside]] * self.n_genes + pairs.gene[inside])
+        for row in range(self.n_rows):
+            places.add(self.sums["score"][row], batch.gene_scores(self.name, row)[inside])
+
+    def result(self) -> np.ndarray:
+        """float64 [R, groups, genes]: mean scores; nan for a group without cells."""
+        cells = self.sums["cells"]
+        return self.sums["score"] / np.where(cells > 0, cells, np.nan)[:, None]

@@ -1,0 +1,40 @@
+"""Counts in memory, handed out as rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+
+@dataclass(frozen=True, eq=False)
+class Counts:
+    """A counts matrix [cells, genes], its genes, and the total count of every cell where it is known.
+
+    Attributes
+    ----------
+    matrix
+        Sparse or dense; never copied as a whole.
+    var
+        Describes the columns; its index holds the gene ids.
+    n_counts
+        [cells], or None: the row sums are taken.
+    """
+
+    matrix: sparse.spmatrix | np.ndarray
+    var: pd.DataFrame
+    n_counts: np.ndarray | None = None
+
+    @property
+    def n_cells(self) -> int:
+        """Number of rows."""
+        return int(self.matrix.shape[0])
+
+    def take(self, rows: np.ndarray) -> tuple[sparse.csr_matrix, np.ndarray | None]:
+        """CSR rows with sorted columns and no stored zeros, and their total counts."""
+        block = sparse.csr_matrix(self.matrix[rows])
+        block.sum_duplicates()
+        block.eliminate_zeros()
+        return block, None if self.n_counts is None else self.n_counts[rows]

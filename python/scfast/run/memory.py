@@ -1,0 +1,125 @@
+"""From the memory a user grants to the tokens that one batch may hold."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from scfast.models.base import AttentionSource
+
+UNITS = {
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+}
+MB = 10**6
+
+#: Ids, positions, gene columns, kinds, values and the indices of the analyses, per token of a batch.
+BYTES_PER_TOKEN_INDEX = 160
+#: One row of a sweep: readout, current step, next step, and the float64 copies of the check of its sums.
+BYTES_PER_READOUT = 40
+#: Allocators round up and keep freed blocks: the share of the granted memory that batches are planned for.
+USABLE_SHARE = 0.8
+
+
+def parse_memory(memory: str | int) -> int:
+    """Bytes of an amount such as ``"2GB"``, ``"500 MB"``, ``"1.5GiB"``, or of a number of bytes.
+
+    Raises
+    ------
+    ValueError
+        When it is no amount of memory, or not a positive one.
+
+    Examples
+    --------
+    >>> parse_memory("2GB"), parse_memory("0.5 GiB"), parse_memory(1000)
+    (2000000000, 536870912, 1000)
+    """
+    if isinstance(memory, int) and not isinstance(memory, bool):
+        amount = memory
+    else:
+        match = (
+            re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-zA-Z]+)\s*", memory)
+            if isinstance(memory, str)
+            else None
+        )
+        if match is None or match[2].upper() not in UNITS:
+            raise ValueError(
+                f"memory={memory!r} is not an amount of memory: write it like '2GB', '500MB' or '1.5GiB',"
+                " or give bytes"
+            )
+        amount = int(float(match[1]) * UNITS[match[2].upper()])
+    if amount <= 0:
+        raise ValueError(f"memory={memory!r} must be positive, such as '2GB'")
+    return amount
+
+
+def bytes_per_token(
+    source: AttentionSource, *, layers_kept: int, hidden_kept: int = 0, readouts: int = 1
+) -> int:
+    """What one token of a batch costs while it is analysed.
+
+    Parameters
+    ----------
+    source
+        The model.
+    layers_kept
+        Layers whose q and k are kept for a backward sweep.
+    hidden_kept
+        Hidden states kept.
+    readouts
+        Rows of readout weights swept together.
+    """
+    costs = source.bytes_per_token()
+    return (
+        costs["activations"]
+        + layers_kept * costs["qk_per_layer"]
+        + hidden_kept * costs["hidden"]
+        + readouts * BYTES_PER_READOUT
+        + BYTES_PER_TOKEN_INDEX
+    )
+
+
+def token_budget(
+    memory: int, per_token: int, longest: int, *, reserved: int = 0, model: str = "the model"
+) -> int:
+    """Tokens that one batch may hold.
+
+    Parameters
+    ----------
+    memory
+        Bytes granted.
+    per_token
+        From :func:`bytes_per_token`.
+    longest
+        Tokens of the longest cell, which must fit.
+    reserved
+        Bytes that the results take.
+    model
+        Its name, for the message.
+
+    Raises
+    ------
+    ValueError
+        When not even the longest cell fits; the message says what it needs.
+
+    Examples
+    --------
+    >>> token_budget(10**9, per_token=50_000, longest=2048)
+    16000
+    """
+    tokens = max(0, int((memory * USABLE_SHARE - reserved) // per_token))
+    if tokens < longest:
+        needed = math.ceil((longest * per_token + reserved + 1) / USABLE_SHARE / MB)
+        results = f" and the results take {-(-reserved // MB)} MB" if reserved >= MB else ""
+        raise ValueError(
+            f"memory={memory / MB:.4g}MB is too little: the longest cell has {longest} tokens, for which"
+            f" {model} needs"
+            f" {-(-longest * per_token // MB)} MB{results}; pass memory='{needed}MB' or more"
+        )
+    return tokens

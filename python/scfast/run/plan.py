@@ -1,0 +1,138 @@
+"""The plan of a run: which cells share a batch, and under which conditions. Made once, then frozen."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from scfast import _kernels
+
+#: More tokens in a batch are not faster on a CPU; fewer start the threads more often than they need to.
+MAX_BATCH_TOKENS = 16384
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Batches of rows, longest cells first, and what the numbers depend on.
+
+    Under one plan, results are identical to the bit; under another they agree to rounding.
+
+    Attributes
+    ----------
+    rows
+        int64 [n]: row numbers of the cells to visit, in order of visit.
+    offsets
+        int64 [batches + 1]: where each batch starts in ``rows``.
+    token_budget
+        Most tokens of a batch.
+    threads, dtype, instruction_set, seed
+        The conditions of the run.
+    """
+
+    rows: np.ndarray
+    offsets: np.ndarray
+    token_budget: int
+    threads: int
+    dtype: str
+    instruction_set: str
+    seed: int
+
+    @property
+    def n_batches(self) -> int:
+        """Number of batches."""
+        return len(self.offsets) - 1
+
+    @property
+    def n_cells(self) -> int:
+        """Number of cells that will be visited."""
+        return len(self.rows)
+
+    def batches(self) -> Iterator[np.ndarray]:
+        """Row numbers of each batch, int64."""
+        for start, stop in zip(self.offsets[:-1], self.offsets[1:], strict=True):
+            yield self.rows[start:stop]
+
+    @property
+    def hash(self) -> str:
+        """Fingerprint of everything above, sha256 in hexadecimal."""
+        digest = hashlib.sha256()
+        for array in (self.rows, self.offsets):
+            digest.update(np.ascontiguousarray(array, dtype="<i8").tobytes())
+        digest.update(json.dumps(self.conditions(), sort_keys=True).encode())
+        return digest.hexdigest()
+
+    def conditions(self) -> dict[str, str | int]:
+        """The plan without its rows, for a record of the run."""
+        names = ("token_budget", "threads", "dtype", "instruction_set", "seed")
+        return {name: getattr(self, name) for name in names} | {
+            "cells": self.n_cells,
+            "batches": self.n_batches,
+        }
+
+
+def make_plan(
+    lengths: np.ndarray,
+    *,
+    token_budget: int,
+    rows: np.ndarray | None = None,
+    max_batch_tokens: int | None = None,
+    dtype: str = "float32",
+    seed: int = 0,
+) -> Plan:
+    """Pack cells into batches: sorted by length, the longest first, so that a batch's cells are alike.
+
+    Parameters
+    ----------
+    lengths
+        int64 [cells]: tokens of each row of the data.
+    token_budget
+        Tokens that fit into memory at once.
+    rows
+        Rows to visit. Default: all.
+    max_batch_tokens
+        Upper limit for speed. Default: :data:`MAX_BATCH_TOKENS`.
+    dtype, seed
+        Recorded.
+
+    Raises
+    ------
+    ValueError
+        When a cell is longer than the budget.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> plan = make_plan(np.array([3, 5, 2, 4]), token_budget=7)
+    >>> [batch.tolist() for batch in plan.batches()]
+    [[1], [3, 0], [2]]
+    """
+    lengths = np.asarray(lengths, dtype=np.int64)
+    rows = np.arange(len(lengths)) if rows is None else np.asarray(rows, dtype=np.int64)
+    order = rows[np.argsort(-lengths[rows], kind="stable")]
+    longest = int(lengths[order[0]]) if len(order) else 0
+    if longest > token_budget:
+        raise ValueError(
+            f"a cell of {longest} tokens does not fit a budget of {token_budget} tokens: grant more memory"
+        )
+    limit = min(
+        token_budget, max(longest, MAX_BATCH_TOKENS if max_batch_tokens is None else max_batch_tokens)
+    )
+    offsets = [0]
+    ends = np.cumsum(lengths[order])
+    while offsets[-1] < len(order):
+        before = int(ends[offsets[-1] - 1]) if offsets[-1] else 0
+        offsets.append(max(int(np.searchsorted(ends, before + limit, side="right")), offsets[-1] + 1))
+    return Plan(
+        rows=order,
+        offsets=np.array(offsets, dtype=np.int64),
+        token_budget=limit,
+        threads=torch.get_num_threads(),
+        dtype=dtype,
+        instruction_set=_kernels.instruction_set(),
+        seed=seed,
+    )

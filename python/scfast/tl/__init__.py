@@ -1,0 +1,7 @@
+"""Tools: what a model attends to, written into an AnnData."""
+
+from scfast.tl.embed import embed
+from scfast.tl.pretrain import pretrain
+from scfast.tl.rollout import rollout
+
+__all__ = ["embed", "pretrain", "rollout"]

@@ -1,0 +1,80 @@
+"""Tables of a rollout: one row per gene and group, one row per group."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from scipy.stats import rankdata
+
+from scfast.analyses.group_expression import GroupExpressionResult
+from scfast.analyses.group_scores import GroupScoresResult
+from scfast.models.base import TokenKind
+
+
+def spearman(x: np.ndarray, y: np.ndarray) -> float:
+    """Rank correlation, ties at their mean rank; nan for fewer than three pairs or a constant.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> spearman(np.array([1.0, 2.0, 9.0]), np.array([0.1, 0.2, 0.3]))
+    1.0
+    """
+    if len(x) < 3:
+        return float("nan")
+    a, b = (ranks - ranks.mean() for ranks in (rankdata(x), rankdata(y)))
+    norm = np.sqrt((a @ a) * (b @ b))
+    return float(np.clip(a @ b / norm, -1.0, 1.0)) if norm > 0 else float("nan")
+
+
+def gene_table(
+    genes: pd.Index,
+    groups: list[str],
+    scores: GroupScoresResult,
+    baseline: GroupExpressionResult,
+    null: GroupScoresResult | None,
+) -> pd.DataFrame:
+    """A row per group and gene that any cell of the group has a token of; best first within each group."""
+    parts = []
+    for number, name in enumerate(groups):
+        kept = np.flatnonzero(scores.detecting[number] > 0)
+        kept = kept[np.argsort(-scores.mean[number][kept], kind="stable")]
+        columns = {
+            "gene": genes[kept].astype(str),
+            "group": name,
+            **{field: getattr(scores, field)[number][kept] for field in ("mean", "se")},
+            **{field: getattr(scores, field)[number][kept] for field in ("mean_detecting", "se_detecting")},
+            "cells": scores.detecting[number][kept],
+            "rank": scores.rank[number][kept],
+            "expression": baseline.expression[number][kept],
+            "detection": baseline.detection[number][kept],
+        }
+        if null is not None:
+            columns |= {"null": null.mean[number][kept], "null_se": null.se[number][kept]}
+        parts.append(pd.DataFrame(columns))
+    table = pd.concat(parts, ignore_index=True)
+    table["gene"] = pd.Categorical(table["gene"])
+    table["group"] = pd.Categorical(table["group"], categories=groups)
+    return table
+
+
+def group_table(groups: list[str], scores: GroupScoresResult, table: pd.DataFrame) -> pd.DataFrame:
+    """A row per group: its cells, where the score goes, what was lost, and how the ranking correlates."""
+    columns: dict[str, np.ndarray | list[float]] = {"cells": scores.cells, "replicates": scores.replicates}
+    columns |= {f"mass_{kind.name.lower()}": scores.mass[:, kind] for kind in TokenKind}
+    columns |= {"lost_vocabulary": scores.lost_vocabulary, "lost_truncation": scores.lost_truncation}
+    rows = [table[(table["group"] == name).to_numpy()] for name in groups]
+    for against in ("expression", "detection", "rank", "null"):
+        if against in table:
+            columns[f"spearman_{against}"] = [
+                spearman(part["mean"].to_numpy(), part[against].to_numpy()) for part in rows
+            ]
+    return pd.DataFrame(columns, index=pd.Index(groups, name="group"))
+
+
+def column_names(groups: list[str]) -> list[str]:
+    """Group names as columns of a file: HDF5 takes a slash for a folder, so it becomes a bar."""
+    names = [name.replace("/", "|") for name in groups]
+    if len(set(names)) < len(names):
+        raise ValueError(f"the groups {groups} differ only by '/' and '|': rename one")
+    return names

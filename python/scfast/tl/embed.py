@@ -1,0 +1,111 @@
+"""Cell embeddings: the vector that a model's readout gives for every cell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from scfast.analyses import Embedding
+from scfast.models.base import AttentionSource, Tokens
+from scfast.observables import HiddenStates
+from scfast.run import make_plan, parse_memory, run, survey, token_budget
+from scfast.run.memory import bytes_per_token
+from scfast.tl._inputs import commit, get_counts, get_rows, get_source
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+def embed(
+    adata: AnnData,
+    model: AttentionSource | str,
+    *,
+    pool: Literal["cls", "mean"] | None = None,
+    layer: int = -1,
+    key_added: str | None = None,
+    memory: str | int = "2GB",
+    counts_layer: str | None = None,
+    progress: bool | None = None,
+    backend: str = "auto",
+    copy: bool = False,
+) -> AnnData | None:
+    """One vector per cell: the model's state at the cls token, or its mean over the cell's genes.
+
+    Parameters
+    ----------
+    adata
+        Raw counts, cells x genes.
+    model
+        From :func:`scfast.models.load`, or ``"geneformer:FOLDER"``.
+    pool
+        ``"cls"`` or ``"mean"`` (over gene tokens). Default: what the model's authors use.
+    layer
+        State after this many layers; 0 is the output of the embeddings, -1 the last layer.
+    key_added
+        Name in ``adata.obsm``. Default: ``"X_"`` and the kind of model; what is there is replaced.
+    memory
+        What the run may use beyond what is loaded, such as ``"2GB"``.
+    counts_layer
+        Layer that holds the counts. Default: ``adata.X``.
+    progress
+        Show a progress bar. Default: on a terminal.
+    backend
+        Of the attention ops.
+    copy
+        Return a copy with the result instead of writing it into ``adata``.
+
+    Returns
+    -------
+    AnnData or None
+        ``obsm[key_added]``: float32 [cells, d]; nan for cells without a gene of the vocabulary.
+        ``uns[key_added]["params"]``: the arguments, the model, and the plan of the run.
+
+    Raises
+    ------
+    ValueError, KeyError, TypeError
+        For input that does not fit; the message names it and the remedy. ``adata`` is unchanged after any
+        error.
+
+    Examples
+    --------
+    >>> import scfast
+    >>> scfast.tl.embed(adata, "geneformer:models/v1")  # doctest: +SKIP
+    """
+    if pool not in (None, "cls", "mean"):
+        raise ValueError(f"pool={pool!r} is unknown; use 'cls' or 'mean'")
+    granted = parse_memory(memory)
+    counts = get_counts(adata, counts_layer)
+    source = get_source(model)
+    key = f"X_{source.name.partition(':')[0]}" if key_added is None else key_added
+    pool = source.default_readout if pool is None else pool
+    if pool == "cls" and source.cls_position is None:
+        raise ValueError(f"pool='cls': {source.name} has no cls token; use pool='mean'")
+    if not -source.n_layers - 1 <= layer <= source.n_layers:
+        raise ValueError(
+            f"layer={layer} does not exist: {source.name} has states 0 (embeddings) to {source.n_layers}"
+        )
+
+    found = survey(source, counts)
+    rows = get_rows(found, source, adata.var)
+    per_token = bytes_per_token(source, layers_kept=0, hidden_kept=1)
+    reserved = 4 * source.hidden_size * adata.n_obs
+    longest = int(found.lengths[rows].max())
+    budget = token_budget(granted, per_token, longest, reserved=reserved, model=source.name)
+    dtype = str(source.dtype).removeprefix("torch.")
+    plan = make_plan(found.lengths, token_budget=budget, rows=rows, dtype=dtype)
+
+    def observe(tokens: Tokens) -> Sequence[HiddenStates]:
+        return [HiddenStates(layer, pool=pool)]
+
+    vectors = run(
+        source, counts, {"vectors": Embedding(source.hidden_size)}, plan, observe,
+        tokens=found.tokens, backend=backend, progress=progress, label="embed",
+    )["vectors"]  # fmt: skip
+    params = {
+        "model": source.name, "pool": pool, "layer": layer, "memory": memory, "backend": backend,
+        "plan": plan.conditions() | {"hash": plan.hash},
+        **({} if counts_layer is None else {"counts_layer": counts_layer}),
+    }  # fmt: skip
+    target = adata.copy() if copy else adata
+    commit(target, obsm={key: vectors}, uns={key: {"params": params}})
+    return target if copy else None

@@ -1,0 +1,240 @@
+"""Attention rollout of every cell of an AnnData."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from scfast.analyses import Accumulator, CellScores, GroupExpression, GroupScores, LayerScores, RowWriter
+from scfast.models.base import AttentionSource, Tokens
+from scfast.observables import Rollout
+from scfast.run import make_plan, parse_memory, run, survey, token_budget
+from scfast.run.memory import bytes_per_token
+from scfast.tl._inputs import commit, get_counts, get_rows, get_source, get_strata
+from scfast.tl._readout import resolve_layers, resolve_readout
+from scfast.tl._tables import column_names, gene_table, group_table
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+HEADS = ("mean", "max", "min")
+
+
+def rollout(
+    adata: AnnData,
+    model: AttentionSource | str,
+    *,
+    readout: str | None = None,
+    groupby: str | None = None,
+    replicate_key: str | None = None,
+    layers: tuple[int, int] | Literal["prefix", "suffix"] | None = None,
+    heads: Literal["mean", "max", "min"] = "mean",
+    residual: float = 0.5,
+    key_added: str = "rollout",
+    memory: str | int = "2GB",
+    null: Literal["untrained"] | None = None,
+    store_cells: bool = True,
+    counts_layer: str | None = None,
+    seed: int = 0,
+    progress: bool | None = None,
+    backend: str = "auto",
+    copy: bool = False,
+) -> AnnData | None:
+    """Which genes a model's output reads from: attention rollout (Abnar & Zuidema 2020) of whole cells.
+
+    The readout is rolled back through all layers, one weighted column sum of the attention map per layer; no
+    map is ever held. The scores of a cell sum to 1 over its tokens.
+
+    Parameters
+    ----------
+    adata
+        Raw counts, cells x genes. ``adata.obs["n_counts"]`` is used where present, else row sums.
+    model
+        From :func:`scfast.models.load`, or ``"geneformer:FOLDER"``.
+    readout
+        What is rolled back: ``"cls"``, ``"mean"`` (over gene tokens), or ``"gene:NAME"`` with a name from
+        ``adata.var_names`` (only cells that have that gene are run). Default: what the model's authors use.
+    groupby
+        Column of ``adata.obs``: statistics per group. Default: one group, ``"all"``. Cells whose group is
+        empty get scores, but count in no group.
+    replicate_key
+        Column of ``adata.obs`` (donor, batch): standard errors are then between replicates, else between
+        cells.
+    layers
+        ``(first, last)``, counted from 0 (negative: from the end) and inclusive: a part of the model.
+        ``"prefix"``: the readout at every layer rolled back to the input. ``"suffix"``: from the last layer
+        back to every layer; scores of later layers belong to positions that have already taken up their
+        context, not to input genes.
+    heads
+        Fusion of the heads of a layer.
+    residual
+        ``a`` of the step a A + (1 - a) I: the share of attention against the residual connection.
+    key_added
+        Name of the results; what is there under that name is replaced.
+    memory
+        What the run may use beyond what is loaded, such as ``"2GB"``.
+    null
+        ``"untrained"``: run the same architecture with fresh weights too, and put its scores beside.
+    store_cells
+        Keep the scores of every cell in ``adata.layers``.
+    counts_layer
+        Layer that holds the counts. Default: ``adata.X``.
+    seed
+        Of the untrained model.
+    progress
+        Show a progress bar. Default: on a terminal.
+    backend
+        Of the attention ops.
+    copy
+        Return a copy with the results instead of writing them into ``adata``.
+
+    Returns
+    -------
+    AnnData or None
+        ``layers[key_added]``: float32 CSR, score of each gene in each cell, summed over the gene's tokens
+        (with ``"prefix"`` or ``"suffix"``: of the complete rollout).
+
+        ``varm[key_added]``: DataFrame genes x groups, mean score over all cells of the group, float64 (a
+        slash in a group's name becomes a bar, because HDF5 takes it for a folder). ``varm[key_added +
+        "_null"]``: the same from the untrained model.
+
+        ``uns[key_added]``:
+
+        ``"table"``
+            DataFrame, one row per group and gene with a token in it, best first: ``gene``, ``group``,
+            ``mean`` and ``se`` (over all cells), ``mean_detecting`` and ``se_detecting`` (over cells with a
+            token of the gene), ``cells`` (how many those are), and what the ranking must beat: ``rank`` (mean
+            place in the encoding, from 1), ``expression`` (mean log1p of counts per ten thousand),
+            ``detection`` (share of cells with a count), ``null`` and ``null_se``.
+        ``"groups"``
+            DataFrame, one row per group: ``cells``, ``replicates``, the mean score on each kind of token
+            (``mass_gene``, ``mass_special``, ``mass_chromosome``, ``mass_pad``), genes per cell that the
+            vocabulary lacks or the context cut off (``lost_vocabulary``, ``lost_truncation``), and Spearman
+            correlations of the mean score with the baselines over the group's genes (``spearman_expression``,
+            ...).
+        ``"by_layer"``
+            With ``"prefix"`` or ``"suffix"``: float64 [layers, genes, groups], mean over all cells.
+        ``"params"``
+            The arguments, the model, and the plan of the run.
+
+    Raises
+    ------
+    ValueError, KeyError, TypeError
+        For input that does not fit; the message names it and the remedy. ``adata`` is unchanged after any
+        error.
+
+    Examples
+    --------
+    >>> import scfast
+    >>> scfast.tl.rollout(adata, "geneformer:models/v1", groupby="cell_type")  # doctest: +SKIP
+    >>> adata.uns["rollout"]["table"].groupby("group", observed=True).head(10)  # doctest: +SKIP
+    """
+    _check_options(heads, residual, null, key_added)
+    granted = parse_memory(memory)
+    counts = get_counts(adata, counts_layer)
+    strata, groups = get_strata(adata, groupby, replicate_key)
+    columns = column_names(groups)
+    source = get_source(model)
+    first, last = resolve_layers(layers, source)
+    read = resolve_readout(readout, source, adata.var_names)
+
+    found = survey(source, counts, gene=read.gene)
+    rows = read.keep(get_rows(found, source, adata.var), found)
+    n_rows = source.n_layers if isinstance(layers, str) else 1
+    complete = 0 if layers == "suffix" else -1
+    kept = {"scores": GroupScores(strata, counts.var.shape[0], row=complete)}
+    analyses: dict[str, Accumulator | RowWriter] = {
+        **kept,
+        "baseline": GroupExpression(strata, counts.var.shape[0]),
+    }
+    if n_rows > 1:
+        analyses["by_layer"] = LayerScores(strata, counts.var.shape[0], n_rows)
+    results_bytes = sum(x.nbytes for x in analyses.values() if isinstance(x, Accumulator)) * (
+        2 if null else 1
+    )
+    if store_cells:
+        analyses["cells"] = CellScores(counts.var.shape[0], row=complete)
+        results_bytes += 16 * int(
+            found.gene_tokens[rows].sum()
+        )  # float32 and int32, once in blocks, once in order
+    per_token = bytes_per_token(source, layers_kept=last + 1 - first, readouts=n_rows)
+    longest = int(found.lengths[rows].max())
+    budget = token_budget(granted, per_token, longest, reserved=results_bytes, model=source.name)
+    plan = make_plan(
+        found.lengths,
+        token_budget=budget,
+        rows=rows,
+        dtype=str(source.dtype).removeprefix("torch."),
+        seed=seed,
+    )
+
+    def observe(tokens: Tokens) -> Sequence[Rollout]:
+        return [
+            Rollout(
+                read.weights(tokens),
+                layers=layers if isinstance(layers, str) else (first, last),
+                residual=residual,
+                heads=heads,
+            )
+        ]
+
+    how: dict[str, Any] = {"tokens": found.tokens, "backend": backend, "progress": progress}
+    results = run(source, counts, analyses, plan, observe, **how, label="rollout")
+    nulls = None
+    if null is not None:
+        fresh: dict[str, Accumulator | RowWriter] = {
+            "scores": GroupScores(strata, counts.var.shape[0], row=complete)
+        }
+        nulls = run(source.untrained(seed), counts, fresh, plan, observe, **how, label="untrained")["scores"]
+
+    scores = results["scores"]
+    table = gene_table(adata.var_names, groups, scores, results["baseline"], nulls)
+    uns: dict[str, Any] = {
+        "params": {
+            **_described(
+                readout=read.name, groupby=groupby, replicate_key=replicate_key, heads=heads,
+                residual=residual, null=null, counts_layer=counts_layer, backend=backend, memory=memory,
+            ),
+            "layers": layers if isinstance(layers, str) else np.array([first, last]),
+            "model": source.name,
+            "n_layers": source.n_layers,
+            "n_heads": source.n_heads,
+            "plan": plan.conditions() | {"hash": plan.hash},
+        },
+        "groups": group_table(groups, scores, table),
+        "table": table,
+    }  # fmt: skip
+    if n_rows > 1:
+        uns["by_layer"] = results["by_layer"].transpose(0, 2, 1).copy()
+    varm = {key_added: _frame(scores.mean, adata, columns)}
+    if nulls is not None:
+        varm[f"{key_added}_null"] = _frame(nulls.mean, adata, columns)
+
+    target = adata.copy() if copy else adata
+    cells = {key_added: results["cells"]} if store_cells else {}
+    commit(target, layers=cells, varm=varm, uns={key_added: uns})
+    return target if copy else None
+
+
+def _check_options(heads: str, residual: float, null: str | None, key_added: str) -> None:
+    if heads not in HEADS:
+        raise ValueError(f"heads={heads!r} is not a fusion for a rollout; use one of {', '.join(HEADS)}")
+    if not 0.0 <= residual <= 1.0:
+        raise ValueError(f"residual must lie in [0, 1], got {residual}")
+    if null not in (None, "untrained"):
+        raise ValueError(f"null={null!r} is unknown; use 'untrained' or None")
+    if not isinstance(key_added, str) or not key_added or "/" in key_added:
+        raise ValueError(f"key_added={key_added!r} must be a name without '/'")
+
+
+def _described(**arguments: Any) -> dict[str, Any]:
+    """Arguments that were given: a file of AnnData has no None."""
+    return {name: value for name, value in arguments.items() if value is not None}
+
+
+def _frame(mean: np.ndarray, adata: AnnData, columns: list[str]) -> pd.DataFrame:
+    """Means [groups, genes] as a frame genes x groups."""
+    return pd.DataFrame(mean.T.copy(), index=adata.var_names, columns=columns)

@@ -1,0 +1,98 @@
+"""Every accumulator obeys the laws; one that breaks them is caught."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+
+from scfast.analyses import Batch, GroupExpression, GroupScores, LayerScores, Strata
+from tests.laws import assert_accumulator_laws
+from tests.toy import toy_adata, toy_source
+
+ADATA = toy_adata()
+SOURCE = toy_source(cls=True)
+TOKENS = SOURCE.tokenize(ADATA.X, ADATA.var)
+SCORES = torch.rand(3, TOKENS.n_tokens, generator=torch.Generator().manual_seed(5))
+
+
+def cells(rows: Sequence[int]) -> Batch:
+    """A batch of rows; every token keeps its score wherever its cell goes."""
+    rows = np.asarray(rows, dtype=np.int64)
+    starts = np.asarray(TOKENS.packing.starts_q)
+    where = [np.arange(starts[row], starts[row] + TOKENS.lengths[row]) for row in rows]
+    kept = torch.from_numpy(np.concatenate([*where, np.empty(0, dtype=np.int64)]).astype(np.int64))
+    return Batch(rows, TOKENS.select(rows), {"rollout": SCORES[:, kept]}, ADATA.X[rows])
+
+
+def strata(*, replicates: bool) -> Strata:
+    groups = ADATA.obs["type"].cat.codes.to_numpy()
+    donors = ADATA.obs["donor"].astype("category").cat.codes.to_numpy()
+    return Strata.from_codes(groups, 3, donors if replicates else None)
+
+
+ACCUMULATORS = {
+    "scores": lambda: GroupScores(strata(replicates=False), ADATA.n_vars),
+    "scores between replicates": lambda: GroupScores(strata(replicates=True), ADATA.n_vars, row=0),
+    "expression": lambda: GroupExpression(strata(replicates=False), ADATA.n_vars),
+    "expression over replicates": lambda: GroupExpression(strata(replicates=True), ADATA.n_vars),
+    "layers": lambda: LayerScores(strata(replicates=True), ADATA.n_vars, 3),
+}
+
+
+@pytest.mark.parametrize("name", ACCUMULATORS)
+def test_laws(name):
+    assert_accumulator_laws(ACCUMULATORS[name], cells, ADATA.n_obs)
+
+
+@pytest.mark.parametrize("name", ACCUMULATORS)
+def test_no_cells(name):
+    """Nothing seen: counts of zero, means of nan, and no warning."""
+    result = ACCUMULATORS[name]().result()
+    for part in result if isinstance(result, tuple) else [result]:
+        assert np.all((part == 0) | np.isnan(part))
+
+
+class Forgetful(GroupScores):
+    """Breaks a law: merging takes the other's cells, but not its scores."""
+
+    def merge(self, other):
+        self.sums["cells"] += other.sums["cells"]
+
+
+class Greedy(GroupScores):
+    """Breaks a law: merging changes the other."""
+
+    def merge(self, other):
+        super().merge(other)
+        other.sums["score"] += 1
+
+
+class Rounded(GroupScores):
+    """Breaks a law: sums in float32."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.sums["score"] = self.sums["score"].astype(np.float32)
+
+
+@pytest.mark.parametrize("broken", [Forgetful, Greedy, Rounded])
+def test_law_breakers_are_caught(broken):
+    with pytest.raises(AssertionError):
+        assert_accumulator_laws(lambda: broken(strata(replicates=False), ADATA.n_vars), cells, ADATA.n_obs)
+
+
+def test_merge_refuses_other_groups_and_genes():
+    mine = GroupScores(strata(replicates=False), ADATA.n_vars)
+    with pytest.raises(ValueError, match="different cells or groups"):
+        mine.merge(GroupScores(strata(replicates=True), ADATA.n_vars))
+    with pytest.raises(ValueError, match="n_genes=40 and n_genes=41"):
+        mine.merge(GroupScores(strata(replicates=False), 41))
+
+
+def test_expression_needs_counts():
+    batch = cells([0, 1])
+    with pytest.raises(ValueError, match="counts"):
+        GroupExpression(strata(replicates=False), 40).update(Batch(batch.rows, batch.tokens, batch.observed))

@@ -1,0 +1,48 @@
+"""Run tl.rollout on made cells in a process of its own, and print by how many bytes it grew at its peak.
+
+Usage: peak_memory.py MODEL_FOLDER MEMORY TOKENS_PER_CELL CELLS MOST_TOKENS_PER_BATCH
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+
+import scfast
+from scfast import models
+from scfast.run import plan
+
+
+def status(name: str) -> int:
+    """A field of /proc/self/status, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+
+
+def main() -> None:
+    """Measure."""
+    folder, memory, tokens, cells, most = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
+    source = models.load("geneformer", folder)
+    rng = np.random.default_rng(0)
+    genes = source.genes[: tokens + 500]
+    columns = np.concatenate([np.sort(rng.choice(len(genes), tokens, replace=False)) for _ in range(cells)])
+    counts = (rng.poisson(2, len(columns)) + 1).astype(np.float32)
+    x = sparse.csr_matrix((counts, columns, np.arange(cells + 1) * tokens), shape=(cells, len(genes)))
+    adata = AnnData(x, var=pd.DataFrame(index=genes))
+    plan.MAX_BATCH_TOKENS = most
+
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+    before = status("VmRSS")
+    scfast.tl.rollout(adata, source, memory=memory, progress=False)
+    growth = status("VmHWM") - before
+    assert np.allclose(adata.layers["rollout"].sum(1), 1, atol=1e-4)
+    print(growth, adata.uns["rollout"]["params"]["plan"]["batches"])
+
+
+if __name__ == "__main__":
+    main()
