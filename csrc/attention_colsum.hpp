@@ -47,7 +47,12 @@ struct ColsumJob {
     if (fused_row_sums) {
       for (int lane = 0; lane < s.lanes; lane += W) {
         vf total = {};
-        for (int key = 0; key < s.keys; key++) total += load(s.p + (size_t)key * s.lanes + lane);
+        for (int first = 0; first < s.keys; first += kKeys) {  // block by block: the error stays that of short sums
+          vf block = {};
+          for (int key = first; key < s.keys && key < first + kKeys; key++)
+            block += load(s.p + (size_t)key * s.lanes + lane);
+          total += block;
+        }
         store(rho + lane, total);
       }
       for (int i = 0; i < s.rows; i++) fused_row_sums[unit.cell.first_query + s.row[i]] = rho[i];

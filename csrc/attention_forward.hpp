@@ -17,10 +17,11 @@ struct ForwardJob {
 
   void strip(const Unit& unit, const Strip& s, const float* out, int columns) const {
     const Geometry& g = a.where;
+    const int64_t row_bytes = a.v_dim * (int64_t)size_of(g.dtype);
     for (int i = 0; i < s.rows; i++) {
       const int64_t at = (unit.cell.first_query + s.row[i]) * g.heads + unit.head;
-      from_float(out + (size_t)i * columns, s.inv[i], a.v_dim, g.dtype,
-                 (char*)a.out + at * a.v_dim * (int64_t)size_of(g.dtype));
+      prefetch_row((char*)a.out + (at + kRowsAhead * g.heads) * row_bytes, row_bytes);
+      from_float(out + (size_t)i * columns, s.inv[i], a.v_dim, g.dtype, (char*)a.out + at * row_bytes);
       a.lse[at] = s.lse[i];
       if (a.entropy) a.entropy[at] = s.entropy[i];
       if (a.max) a.max[at] = s.inv[i];  // the largest score's exponential is 1

@@ -52,12 +52,17 @@ struct RowstatsJob {
   static void row_statistics(const Strip& s, float* entropy, float* largest, float* sum) {
     for (int lane = 0; lane < s.lanes; lane += W) {
       vf total = {}, weighted = {}, top = splat(-FLT_MAX);
-      for (int key = 0; key < s.keys; key++) {
-        const vf p = load(s.p + (size_t)key * s.lanes + lane);
-        total += p;
-        top = max(top, p);
-        const vi tiny = p < splat(FLT_MIN);
-        weighted += p * select(tiny, vf{}, log2_positive(select(tiny, splat(1.f), p)));
+      for (int first = 0; first < s.keys; first += kKeys) {  // block by block: the error stays that of short sums
+        vf block = {}, block_weighted = {};
+        for (int key = first; key < s.keys && key < first + kKeys; key++) {
+          const vf p = load(s.p + (size_t)key * s.lanes + lane);
+          block += p;
+          top = max(top, p);
+          const vi tiny = p < splat(FLT_MIN);
+          block_weighted += p * select(tiny, vf{}, log2_positive(select(tiny, splat(1.f), p)));
+        }
+        total += block;
+        weighted += block_weighted;
       }
       const vi none = total == vf{};
       const vf safe = select(none, splat(1.f), total);

@@ -25,6 +25,14 @@ SCFAST_INLINE uint16_t float_to_bfloat16(float f) {
 
 SCFAST_INLINE size_t size_of(int dtype) { return dtype == kFloat32 ? 4 : 2; }
 
+// Rows of one head lie a whole token apart, each on a page of its own where there are many heads: the hardware does
+// not see them coming. How far ahead a loop over rows asks for them.
+constexpr int kRowsAhead = 12;
+
+SCFAST_INLINE void prefetch_row(const void* row, size_t bytes) {
+  for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch((const char*)row + i);
+}
+
 // n numbers to float32.
 static void to_float(const void* from, int dtype, int n, float* to) {
   if (dtype == kFloat32) {

@@ -12,12 +12,16 @@ SCFAST_INLINE const void* element(const void* base, int64_t index, int dtype) {
 static void pack_queries(const Geometry& g, const Cell& cell, int head, const int* row, int rows, float factor,
                          float* unpacked, float* panel) {
   const int lanes = (rows + W - 1) / W * W, dim = g.dim;
+  const auto query = [&](int lane) {
+    return element(g.q, (cell.first_query + row[lane]) * g.q_token + head * g.q_head, g.dtype);
+  };
+  for (int lane = 0; lane < rows; lane++) prefetch_row(query(lane), dim * size_of(g.dtype));
   for (int lane = 0; lane < lanes; lane += 4) {
     const float* x[4];
     for (int i = 0; i < 4; i++) {
       float* copy = unpacked + i * dim;
       if (lane + i < rows) {
-        const void* source = element(g.q, (cell.first_query + row[lane + i]) * g.q_token + head * g.q_head, g.dtype);
+        const void* source = query(lane + i);
         x[i] = (const float*)source;
         if (g.dtype != kFloat32) to_float(source, g.dtype, dim, copy), x[i] = copy;
       } else {
@@ -44,18 +48,22 @@ static void pack_queries(const Geometry& g, const Cell& cell, int head, const in
 }
 
 static void pack_keys(const Geometry& g, const Cell& cell, int kv_head, float* keys) {
-  for (int j = 0; j < cell.keys; j++)
-    to_float(element(g.k, (cell.first_key + j) * g.k_token + kv_head * g.k_head, g.dtype), g.dtype, g.dim,
-             keys + (size_t)j * g.dim);
+  const void* first = element(g.k, cell.first_key * g.k_token + kv_head * g.k_head, g.dtype);
+  for (int j = 0; j < cell.keys; j++) {
+    prefetch_row(element(first, (j + kRowsAhead) * g.k_token, g.dtype), g.dim * size_of(g.dtype));
+    to_float(element(first, j * g.k_token, g.dtype), g.dtype, g.dim, keys + (size_t)j * g.dim);
+  }
   memset(keys + (size_t)cell.keys * g.dim, 0, sizeof(float) * KT * g.dim);  // the last tile reads on
 }
 
 // Values [keys][columns], zeros beyond v_dim.
 static void pack_values(const void* v, int64_t token, int64_t head_stride, int v_dim, int dtype, const Cell& cell,
                         int kv_head, int columns, float* values) {
+  const void* first = element(v, cell.first_key * token + kv_head * head_stride, dtype);
   for (int j = 0; j < cell.keys; j++) {
     float* to = values + (size_t)j * columns;
-    to_float(element(v, (cell.first_key + j) * token + kv_head * head_stride, dtype), dtype, v_dim, to);
+    prefetch_row(element(first, (j + kRowsAhead) * token, dtype), v_dim * size_of(dtype));
+    to_float(element(first, j * token, dtype), dtype, v_dim, to);
     for (int c = v_dim; c < columns; c++) to[c] = 0.f;
   }
 }

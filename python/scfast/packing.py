@@ -131,18 +131,22 @@ class Packing:
     def cell_of_query(self) -> torch.Tensor:
         """int64 [Tq]: the cell that each packed query row belongs to."""
         lengths = torch.tensor(self.lengths_q, dtype=torch.int64, device=self.device)
-        return torch.repeat_interleave(torch.arange(self.n_cells, device=self.device), lengths)
+        cells = torch.arange(self.n_cells, device=self.device)
+        return torch.repeat_interleave(cells, lengths, output_size=self.total_q)
 
     def uniform_row_weights(self) -> torch.Tensor:
         """float32 [Tq]: 1/n for each of a cell's n queries, so that every cell's weights sum to 1."""
         lengths = torch.tensor(self.lengths_q, dtype=torch.int64, device=self.device)
-        return torch.repeat_interleave(1.0 / lengths.clamp(min=1), lengths).to(torch.float32)
+        share = 1.0 / lengths.clamp(min=1)
+        return torch.repeat_interleave(share, lengths, output_size=self.total_q).to(torch.float32)
 
 
 def _as_lengths(lengths: Sequence[int] | torch.Tensor, name: str) -> tuple[int, ...]:
     values = tuple(int(n) for n in (lengths.tolist() if isinstance(lengths, torch.Tensor) else lengths))
     if any(n < 0 for n in values):
-        raise ValueError(f"{name} must not be negative; got {min(values)} for cell {values.index(min(values))}")
+        raise ValueError(
+            f"{name} must not be negative; got {min(values)} for cell {values.index(min(values))}"
+        )
     if sum(values) >= 2**31:
         raise ValueError(f"{name} add up to {sum(values)} tokens; one batch holds fewer than 2**31: split it")
     return values

@@ -16,7 +16,9 @@ MAX_HEAD_DIM = 256
 def check_qk(q: torch.Tensor, k: torch.Tensor, packing: Packing) -> None:
     """Refuse q and k that do not fit each other or the packing."""
     if not isinstance(packing, Packing):
-        raise TypeError(f"packing must be a scfast.Packing, got {type(packing).__name__}: use Packing.from_lengths")
+        raise TypeError(
+            f"packing must be a scfast.Packing, got {type(packing).__name__}: use Packing.from_lengths"
+        )
     for name, x, total in (("q", q, packing.total_q), ("k", k, packing.total_k)):
         _check_packed(name, x, total)
     if k.shape[2] != q.shape[2]:
@@ -50,13 +52,19 @@ def _check_same(name: str, x: torch.Tensor, q: torch.Tensor, packing: Packing) -
     if x.dtype != q.dtype:
         raise TypeError(f"q is {q.dtype} and {name} is {x.dtype}; cast them to one dtype")
     if x.device != q.device or packing.device != q.device:
-        raise ValueError(f"q is on {q.device}, {name} on {x.device}, the packing on {packing.device}: move them together")
+        raise ValueError(
+            f"q is on {q.device}, {name} on {x.device}, the packing on {packing.device}: move them together"
+        )
     if x.shape[1] == 0 or q.shape[1] % x.shape[1]:
         raise ValueError(f"q has {q.shape[1]} heads, which {name}'s {x.shape[1]} heads do not divide")
 
 
 def check_score(
-    q: torch.Tensor, packing: Packing, scale: float | None, softcap: float | None, key_bias: torch.Tensor | None
+    q: torch.Tensor,
+    packing: Packing,
+    scale: float | None,
+    softcap: float | None,
+    key_bias: torch.Tensor | None,
 ) -> tuple[float, float, torch.Tensor | None]:
     """The score options in the form kernels take: scale, softcap (0: none), key_bias float32 [Tk, 1 or H]."""
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
@@ -67,10 +75,13 @@ def check_score(
     if key_bias is not None:
         shapes = ((packing.total_k,), (packing.total_k, q.shape[1]))
         if tuple(key_bias.shape) not in shapes:
-            raise ValueError(f"key_bias must have shape {shapes[0]} or {shapes[1]}, got {tuple(key_bias.shape)}")
+            raise ValueError(
+                f"key_bias must have shape {shapes[0]} or {shapes[1]}, got {tuple(key_bias.shape)}"
+            )
         if key_bias.device != q.device:
             raise ValueError(f"key_bias is on {key_bias.device} and q on {q.device}: move them together")
-        key_bias = key_bias.to(torch.float32).reshape(packing.total_k, -1).contiguous()
+        key_bias = key_bias.to(torch.float32)
+        key_bias = (key_bias[:, None] if key_bias.dim() == 1 else key_bias).contiguous()
     return scale, softcap or 0.0, key_bias
 
 

@@ -14,7 +14,9 @@ HEADS_CODES = {"none": 0, "sum": 1, "max": 2, "min": 3}
 
 def unsupported(op: str, **tensors: torch.Tensor) -> list[str]:
     """Reasons why the C++ kernels cannot take these tensors; empty when they can."""
-    return [f"{name} is on {x.device}, not on the CPU" for name, x in tensors.items() if x.device.type != "cpu"]
+    return [
+        f"{name} is on {x.device}, not on the CPU" for name, x in tensors.items() if x.device.type != "cpu"
+    ]
 
 
 def pointer(x: torch.Tensor | None) -> int:

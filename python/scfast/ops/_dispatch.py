@@ -34,7 +34,9 @@ def choose(op: str, backend: str, **tensors: torch.Tensor) -> str:
     elif backend in BACKENDS:
         candidates = [backend]
     else:
-        raise ValueError(f"backend={backend!r} is unknown; use 'auto' or one of {', '.join(map(repr, BACKENDS))}")
+        raise ValueError(
+            f"backend={backend!r} is unknown; use 'auto' or one of {', '.join(map(repr, BACKENDS))}"
+        )
     refusals = {}
     for name in candidates:
         refusals[name] = BACKENDS[name](op, **tensors)

@@ -85,7 +85,9 @@ def attention_colsum(
         if not 0.0 <= residual <= 1.0:
             raise ValueError(f"residual must lie in [0, 1], got {residual}")
         if packing.lengths_q != packing.lengths_k:
-            raise ValueError("residual needs as many queries as keys in every cell: it adds each query to its own key")
+            raise ValueError(
+                "residual needs as many queries as keys in every cell: it adds each query to its own key"
+            )
     if choose("attention_colsum", backend, q=q, k=k) == "reference":
         sums, rho = reference.attention_colsum(
             q, k, packing, weights, heads=heads, head_weights=factors, residual=residual,
@@ -136,7 +138,23 @@ def _allocate(
     return sums, q.new_empty((q.shape[0], n_out) if row_sums else (0,), dtype=torch.float32)
 
 
-def _fake(q, k, cu_seqlens_q, cu_seqlens_k, work, causal_offset, key_bias, scale, softcap, causal, row_weights, heads, head_weights, residual, row_sums):  # type: ignore[no-untyped-def]  # noqa: E501
+def _fake(
+    q,
+    k,
+    cu_seqlens_q,
+    cu_seqlens_k,
+    work,
+    causal_offset,
+    key_bias,
+    scale,
+    softcap,
+    causal,
+    row_weights,
+    heads,
+    head_weights,
+    residual,
+    row_sums,
+):  # type: ignore[no-untyped-def]  # noqa: E501
     return _allocate(q, k, row_weights, heads, row_sums)
 
 

@@ -98,8 +98,14 @@ def attention_forward(
     check_v(q, k, v, packing)
     scale, cap, bias = check_score(q, packing, scale, softcap, key_bias)
     chosen = choose("attention_forward", backend, q=q, k=k, v=v)
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
-        return _differentiable(q, k, v, packing, scale, softcap, bias, causal, received, entropy, max, chosen)
+    given = (q, k, v)
+    differentiable = torch.is_grad_enabled() and any(x.requires_grad for x in given)
+    if differentiable:
+        if softcap:
+            raise NotImplementedError(
+                "softcap under autograd is not implemented: call under torch.no_grad(), or without softcap"
+            )
+        q, k, v = (x.detach() for x in given)
     if chosen == "reference":
         full = reference.attention_forward(
             q, k, v, packing, scale=scale, softcap=softcap, key_bias=bias, causal=causal
@@ -111,45 +117,41 @@ def attention_forward(
             q, k, v, packing.cu_seqlens_q, packing.cu_seqlens_k, packing.work, packing.causal_offset,
             bias, scale, cap, causal, received, entropy, max,
         )  # fmt: skip
+    if differentiable:
+        out = _sdpa_by_cell(*given, packing, scale, bias, causal)
     wanted = (received, entropy, max)
     return AttentionOutput(out, lse, *(x if want else None for x, want in zip(stats, wanted, strict=True)))
 
 
-def _differentiable(
+def _sdpa_by_cell(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
     packing: Packing,
     scale: float,
-    softcap: float | None,
     bias: torch.Tensor | None,
     causal: bool,
-    received: bool,
-    entropy: bool,
-    max: bool,
-    backend: str,
-) -> AttentionOutput:
-    if softcap:
-        raise NotImplementedError(
-            "softcap under autograd is not implemented: call under torch.no_grad(), or without softcap"
-        )
-    with torch.no_grad():
-        result = attention_forward(
-            q.detach(), k.detach(), v.detach(), packing, scale=scale, key_bias=bias, causal=causal,
-            received=received, entropy=entropy, max=max, backend=backend,
-        )  # fmt: skip
+) -> torch.Tensor:
+    """``out`` as torch's own attention computes it, which autograd can differentiate."""
     biases = [None] * packing.n_cells if bias is None else packing.split_k(bias)
     offsets = packing.causal_offset.tolist() if causal else [None] * packing.n_cells
     parts = [
         _sdpa(*cell, scale=scale)
-        for cell in zip(packing.split_q(q), packing.split_k(k), packing.split_k(v), biases, offsets, strict=True)
+        for cell in zip(
+            packing.split_q(q), packing.split_k(k), packing.split_k(v), biases, offsets, strict=True
+        )
     ]
-    out = torch.cat(parts) if parts else q.new_zeros((0, q.shape[1], v.shape[2]))
-    return result._replace(out=out)
+    return torch.cat(parts) if parts else q.new_zeros((0, q.shape[1], v.shape[2]))
 
 
 def _sdpa(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None, offset: int | None, *, scale: float
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    bias: torch.Tensor | None,
+    offset: int | None,
+    *,
+    scale: float,
 ) -> torch.Tensor:
     """One cell by torch's own attention: [nq, H, D], [nk, Hkv, D] -> [nq, H, Dv]."""
     if q.shape[0] == 0 or k.shape[0] == 0:
@@ -215,7 +217,22 @@ def _allocate(
     )
 
 
-def _fake(q, k, v, cu_seqlens_q, cu_seqlens_k, work, causal_offset, key_bias, scale, softcap, causal, received, entropy, max):  # type: ignore[no-untyped-def]  # noqa: E501
+def _fake(
+    q,
+    k,
+    v,
+    cu_seqlens_q,
+    cu_seqlens_k,
+    work,
+    causal_offset,
+    key_bias,
+    scale,
+    softcap,
+    causal,
+    received,
+    entropy,
+    max,
+):  # type: ignore[no-untyped-def]  # noqa: E501
     return _allocate(q, k, v, received, entropy, max)
 
 

@@ -90,8 +90,18 @@ def attention_rowstats(
         return RowStats(**{name: x.float() for name, x in stats.items()})
     return RowStats(
         *torch.ops.scfast.attention_rowstats(
-            q, k, packing.cu_seqlens_q, packing.cu_seqlens_k, packing.work, packing.causal_offset,
-            bias, scale, cap, causal, heads, factors,
+            q,
+            k,
+            packing.cu_seqlens_q,
+            packing.cu_seqlens_k,
+            packing.work,
+            packing.causal_offset,
+            bias,
+            scale,
+            cap,
+            causal,
+            heads,
+            factors,
         )  # fmt: skip
     )
 
@@ -118,7 +128,7 @@ def _cpu_impl(
         fusion, _cpu.pointer(factors), *(_cpu.pointer(x) for x in stats),
     )  # fmt: skip
     lengths = cu_seqlens_q.diff().long()
-    cells = torch.repeat_interleave(torch.arange(lengths.numel()), lengths)
+    cells = torch.repeat_interleave(torch.arange(lengths.numel()), lengths, output_size=q.shape[0])
     total.copy_(torch.zeros(total.shape, dtype=torch.float64).index_add_(0, cells, stats[3].double()))
     return (*stats, total)
 
@@ -129,7 +139,20 @@ def _allocate(q: torch.Tensor, cu_seqlens_q: torch.Tensor, heads: str) -> tuple[
     return (*rows, q.new_empty((cu_seqlens_q.shape[0] - 1, n_out), dtype=torch.float32))
 
 
-def _fake(q, k, cu_seqlens_q, cu_seqlens_k, work, causal_offset, key_bias, scale, softcap, causal, heads, head_weights):  # type: ignore[no-untyped-def]  # noqa: E501
+def _fake(
+    q,
+    k,
+    cu_seqlens_q,
+    cu_seqlens_k,
+    work,
+    causal_offset,
+    key_bias,
+    scale,
+    softcap,
+    causal,
+    heads,
+    head_weights,
+):  # type: ignore[no-untyped-def]  # noqa: E501
     return _allocate(q, cu_seqlens_q, heads)
 
 

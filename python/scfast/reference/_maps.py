@@ -22,7 +22,11 @@ def prob_maps(
     """Yield (P [H, nq, nk], lse [H, nq]) of each cell; a query without keys has a row of zeros and lse -inf."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     group = q.shape[1] // k.shape[1]
-    biases = None if key_bias is None else packing.split_k(key_bias.double().reshape(packing.total_k, -1))
+    biases = (
+        None
+        if key_bias is None
+        else packing.split_k(key_bias.double() if key_bias.dim() == 2 else key_bias.double()[:, None])
+    )
     offsets = packing.causal_offset.tolist()
     for cell, (queries, keys) in enumerate(zip(packing.split_q(q), packing.split_k(k), strict=True)):
         keys = keys.double().repeat_interleave(group, dim=1)

@@ -31,7 +31,7 @@ def attention_colsum(
         rho = a.sum(-1)  # [Hout, nq]
         r = r[:, None, :].expand(-1, a.shape[0], -1)  # [R, Hout, nq]
         if residual is not None:
-            r = r / (residual * rho + (1 - residual))
+            r = torch.where(r == 0, 0.0, r / (residual * rho + (1 - residual)))
         # queries of weight zero are skipped, whatever their scores hold
         used = torch.where((r == 0).all(0)[..., None], 0.0, a)
         product = torch.einsum("rhi,hij->rhj", r, used)
@@ -39,5 +39,7 @@ def attention_colsum(
         row_sums.append(rho.T)
     if not sums:
         n_out = q.shape[1] if heads == "none" else 1
-        return row_weights.new_zeros((row_weights.shape[0], n_out, 0)).double(), q.new_zeros((0, n_out)).double()
+        return row_weights.new_zeros((row_weights.shape[0], n_out, 0)).double(), q.new_zeros(
+            (0, n_out)
+        ).double()
     return torch.cat(sums, dim=-1), torch.cat(row_sums)

@@ -29,7 +29,11 @@ def attention_forward(
     options = {"scale": scale, "softcap": softcap, "key_bias": key_bias, "causal": causal}
     maps = prob_maps(q, k, packing, **options)  # type: ignore[arg-type]
     for (p, p_lse), rows, columns, values in zip(
-        maps, _slices(packing.starts_q, packing.lengths_q), _slices(packing.starts_k, packing.lengths_k), packing.split_k(v), strict=True
+        maps,
+        _slices(packing.starts_q, packing.lengths_q),
+        _slices(packing.starts_k, packing.lengths_k),
+        packing.split_k(v),
+        strict=True,
     ):
         values = values.double().repeat_interleave(group, dim=1)
         out[rows] = torch.einsum("hij,jhd->ihd", p, values)

@@ -1,0 +1,56 @@
+"""Offsets beyond 2**31 elements: views of a sparse mapping, of which only the touched pages exist."""
+
+from __future__ import annotations
+
+import mmap
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from scfast.ops import attention_colsum, attention_forward, attention_rowstats
+from tests.ops.helpers import Case, make_case
+
+#: Tokens this far apart: the third lies past 2**31 elements.
+STRIDE = 2**30 + 64
+#: Linux's, which Python names from 3.13 on.
+MAP_NORESERVE = 0x4000
+TOKENS, HEADS, DIM = 3, 3, 8
+
+
+@pytest.fixture
+def sparse_memory() -> torch.Tensor:
+    """float16, over 2**31 elements: address space without memory behind it."""
+    if sys.platform != "linux":
+        pytest.skip("elsewhere a mapping may take memory before it is touched")
+    size = 2 * (STRIDE * TOKENS + 4096)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
+    return torch.frombuffer(mmap.mmap(-1, size, flags=flags), dtype=torch.float16)
+
+
+def spread_out(x: torch.Tensor, memory: torch.Tensor, dimension: int, start: int) -> torch.Tensor:
+    """A view with the values of ``x`` [T, H, D], whose tokens (0) or heads (1) lie STRIDE elements apart."""
+    strides = (STRIDE, DIM, 1) if dimension == 0 else (DIM, STRIDE, 1)
+    return memory.as_strided(x.shape, strides, start).copy_(x)
+
+
+@pytest.mark.parametrize("dimension", [0, 1], ids=["tokens", "heads"])
+def test_strides_past_two_to_the_thirty_one(dimension: int, sparse_memory: torch.Tensor, isa: str) -> None:
+    case = make_case([TOKENS], heads=HEADS, dim=DIM, dtype=torch.float16)
+    far = replace(
+        case,
+        **{
+            name: spread_out(getattr(case, name), sparse_memory, dimension, 100 * n)
+            for n, name in enumerate("qkv")
+        },
+    )
+    assert far.q.stride(dimension) * 2 > 2**31
+    for ours, same in zip(results(far), results(case), strict=True):
+        assert torch.equal(ours, same)
+
+
+def results(case: Case) -> list[torch.Tensor]:
+    full = attention_forward(case.q, case.k, case.v, case.packing, received=True, entropy=True, max=True)
+    sums = attention_colsum(case.q, case.k, case.packing, heads="max")
+    return [*full, sums, *attention_rowstats(case.q, case.k, case.packing, heads="mean")]

@@ -1,0 +1,206 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+from scipy import sparse
+
+from scfast.cli import COMMANDS, cli, main
+
+QUICK = ["--steps", "2", "--batch-tokens", "400"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    rng = np.random.default_rng(0)
+    adata = ad.AnnData(sparse.csr_matrix(rng.poisson(0.8, size=(40, 25)).astype(np.float32)))
+    adata.obs["cell_type"] = pd.Categorical(["B", "T/NK"] * 20)
+    adata.obs["donor"] = pd.Categorical(list("aabb") * 10)
+    path = tmp_path_factory.mktemp("data") / "cells.h5ad"
+    adata.write_h5ad(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(data, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    result = CliRunner().invoke(cli, ["pretrain", str(data), "-o", str(folder), *QUICK, "--text"])
+    assert result.exit_code == 0, result.output
+    assert "Held-out loss" in result.output
+    return folder
+
+
+def invoke(*arguments: object) -> str:
+    result = CliRunner().invoke(cli, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def failure(capsys, *arguments: object) -> str:
+    """The one line that a user error ends in."""
+    with pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in arguments])
+    assert stop.value.code == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_teaches_by_example(command):
+    text = invoke(command, "--help")
+    assert "Examples:" in text
+    assert f"scfast {command}" in text
+
+
+def test_help_lists_the_commands_and_imports_none():
+    code = "import sys; from scfast.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    code += "print([m for m in ('anndata', 'transformers', 'scanpy', 'scfast.tl') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("[]")
+    assert all(command in done.stdout for command in COMMANDS)
+
+
+def test_run_writes_cells_tables_and_figure(data, model, tmp_path):
+    text = invoke(
+        "run", data, "--model", f"geneformer:{model}", "--groupby", "cell_type", "-o", tmp_path, "--text"
+    )
+    assert "Genes with the largest share of attention" in text
+    assert "T/NK" in text
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "cells.h5ad",
+        "genes.csv",
+        "groups.csv",
+        "top_genes.png",
+    ]
+    written = ad.read_h5ad(tmp_path / "cells.h5ad")
+    np.testing.assert_allclose(np.asarray(written.layers["rollout"].sum(axis=1)).ravel(), 1.0, rtol=1e-5)
+    genes = pd.read_csv(tmp_path / "genes.csv")
+    assert {"gene", "group", "mean", "se", "null"} <= set(genes.columns)
+
+
+def test_json_lines_are_json(data, model, tmp_path):
+    text = invoke(
+        "run", data, "--model", f"geneformer:{model}", "--groupby", "cell_type", "--replicate-key", "donor",
+        "--layers", "0-1", "--no-null", "-o", tmp_path, "--json",
+    )  # fmt: skip
+    events = [json.loads(line) for line in text.splitlines()]
+    assert [event["event"] for event in events] == ["start", "group", "group", "done"]
+    assert events[1]["group"] == "B"
+    assert len(events[1]["top_genes"]) == 6
+    assert "spearman_expression" in events[1]
+    assert "spearman_null" not in events[1]
+
+
+def test_embed(data, model, tmp_path):
+    invoke("run", data, "--model", f"geneformer:{model}", "--analysis", "embed", "-o", tmp_path)
+    (embedding,) = ad.read_h5ad(tmp_path / "cells.h5ad").obsm.values()
+    assert embedding.shape == (40, 128)
+
+
+def test_dry_run_says_what_would_be_done_and_writes_nothing(data, model, tmp_path):
+    out = tmp_path / "none"
+    text = invoke(
+        "run",
+        data,
+        "--model",
+        f"geneformer:{model}",
+        "--groupby",
+        "cell_type",
+        "-o",
+        out,
+        "--dry-run",
+        "--text",
+    )
+    assert "40 cells x 25 genes" in text
+    assert "2 groups of cell_type" in text
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": "nowhere.h5ad"}, "no file nowhere.h5ad"),
+        ({"--groupby": "celltype"}, "--groupby celltype is no column of obs; there are cell_type, donor"),
+        ({"--model": "geneformer"}, "must be KIND:FOLDER"),
+        ({"--model": "geneformer:nowhere"}, "config.json is missing"),
+        ({"--layers": "first"}, "must be prefix, suffix, or FIRST-LAST"),
+        ({"--memory": "lots"}, "memory='lots'"),
+        ({"--counts-layer": "raw"}, "counts_layer='raw'"),
+    ],
+)
+def test_user_errors_are_one_line(data, model, tmp_path, capsys, changes, message):
+    options = {"--model": f"geneformer:{model}", "-o": tmp_path / "out", **changes}
+    given = options.pop("data", data)
+    arguments = [x for pair in options.items() for x in pair]
+    assert message in failure(capsys, "run", given, *arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_pretrain_refuses_another_run_in_the_same_folder(data, model, capsys):
+    line = failure(capsys, "pretrain", data, "-o", model, *QUICK, "--seed", "5")
+    assert "differs in seed (0 there, 5 now)" in line
+    assert "--restart" in line
+
+
+def test_pretrain_takes_a_vocabulary_and_medians(data, tmp_path):
+    (tmp_path / "genes.txt").write_text("3\n5\n")
+    (tmp_path / "medians.csv").write_text("gene,median\n3,1.5\n5,2\n")
+    text = invoke(
+        "pretrain", data, "-o", tmp_path / "m", *QUICK, "--vocabulary", tmp_path / "genes.txt",
+        "--medians", tmp_path / "medians.csv", "--json",
+    )  # fmt: skip
+    events = [json.loads(line) for line in text.splitlines()]
+    assert [event["event"] for event in events] == ["start", "progress", "progress", "done"]
+    assert events[1]["training"]["unigram_loss"] > 0
+    assert json.loads((tmp_path / "m" / "gene_median_dictionary.json").read_text()) == {"3": 1.5, "5": 2.0}
+
+
+def test_doctor_names_machine_kernels_and_backends():
+    text = invoke("doctor")
+    for word in ("processor", "instruction set", "attention_colsum", "torch threads", "scanpy"):
+        assert word in text
+    assert set(json.loads(invoke("doctor", "--json"))) >= {"machine", "kernels", "backends"}
+
+
+def test_demo_rehearsal(tmp_path):
+    text = invoke("demo", "-o", tmp_path, "--steps", "2")
+    for words in (
+        "700 blood cells",
+        "held-out loss",
+        "CD14+ Monocyte",
+        "Sum of the ranks",
+        "B cells",
+        "scfast run",
+    ):
+        assert words in text
+    names = {file.name for file in tmp_path.iterdir()}
+    assert {
+        "pbmc68k.h5ad",
+        "genes.csv",
+        "markers.csv",
+        "top_genes.png",
+        "marker_ranks.png",
+        "training.png",
+    } <= names
+    markers = pd.read_csv(tmp_path / "markers.csv")
+    assert set(markers["lineage"]) == {"B cells", "T cells", "Monocytes", "NK cells"}
+    assert markers[["trained", "untrained"]].to_numpy().min() >= 1
+
+
+def test_as_a_module_with_and_without_debugging(tmp_path):
+    command = [sys.executable, "-m", "scfast", "pretrain", "nowhere.h5ad", "-o", str(tmp_path)]
+    plain = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert plain.returncode == 1
+    assert plain.stderr.strip() == "error: no file nowhere.h5ad"
+    environment = os.environ | {"SCFAST_DEBUG": "1"}
+    debugged = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert debugged.returncode == 1
+    assert "Traceback" in debugged.stderr

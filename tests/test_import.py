@@ -1,0 +1,82 @@
+"""What ``import scfast`` brings along, and what the extension needs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import scfast._kernels
+
+ROOT = Path(__file__).parents[1]
+
+#: Packages that take long to import; each is imported where it is used.
+HEAVY = ("anndata", "h5py", "matplotlib", "pandas", "scanpy", "scipy", "sklearn", "transformers", "triton")
+
+
+def python(code: str) -> str:
+    """Standard output of a fresh interpreter with warnings as errors."""
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_import_brings_no_heavy_package_but_torch() -> None:
+    with_torch = "import sys, torch; torch_alone = set(sys.modules); import scfast;"
+    report = f"print(*[name for name in {HEAVY} if name in set(sys.modules) - torch_alone])"
+    loaded = python(with_torch + report).split()
+    assert not loaded, f"import scfast brings {', '.join(loaded)}: import them in the functions that use them"
+
+
+def test_torch_comes_before_the_extension() -> None:
+    order = python("import sys, scfast; print(*sys.modules)").split()
+    assert order.index("torch") < order.index("scfast._kernels"), "one OpenMP runtime serves both: torch's"
+
+
+#: Column sums of one head by pointers, with NumPy alone.
+NUMPY_ALONE = """
+import importlib.util, sys
+class NoTorch:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "torch":
+            raise ImportError("the extension asked for torch")
+sys.meta_path.insert(0, NoTorch())
+spec = importlib.util.spec_from_file_location("_kernels", {path!r})
+kernels = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(kernels)
+import numpy as np
+q, k = np.random.default_rng(0).standard_normal((2, 9, 1, 8), dtype=np.float32)
+index = lambda *values: np.array(values, dtype=np.int32)
+cu_seqlens, work, offset = index(0, 9), index(0, 0), index(0)
+weights, sums = np.ones((1, 9), np.float32), np.full((1, 1, 9), np.nan, np.float32)
+at = lambda x: x.ctypes.data
+where = kernels.Geometry(
+    dtype=0, q=at(q), k=at(k), q_strides=(8, 8), k_strides=(8, 8), sizes=(9, 9, 1, 1, 8),
+    cu_seqlens_q=at(cu_seqlens), cu_seqlens_k=at(cu_seqlens), work=at(work), n_cells=1, n_work=1,
+    causal_offset=at(offset), key_bias=0, bias_heads=0, scale=0.5, softcap=0.0, causal=False, threads=2)
+kernels.attention_colsum(where, at(weights), 1, 1, 0, -1.0, at(sums), 0)
+p = np.exp(0.5 * q[:, 0].astype(float) @ k[:, 0].T)
+np.testing.assert_allclose(sums[0, 0], (p / p.sum(1, keepdims=True)).sum(0), rtol=2e-6)
+assert "torch" not in sys.modules
+"""
+
+
+def test_the_extension_runs_with_numpy_alone() -> None:
+    python(NUMPY_ALONE.format(path=scfast._kernels.__file__))
+
+
+def test_the_build_needs_no_torch() -> None:
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        requires = tomllib.load(file)["build-system"]["requires"]
+    assert not [name for name in requires if name.startswith(("torch", "numpy"))]
+
+
+def test_an_unknown_instruction_set_is_refused_by_name() -> None:
+    with pytest.raises(
+        ValueError, match=r"instruction set 'mmx' is not available here; use one of .*generic"
+    ):
+        scfast._kernels.use_instruction_set("mmx")
