@@ -96,18 +96,22 @@ class Packing:
 
     @property
     def n_cells(self) -> int:
+        """Cells of the batch."""
         return len(self.lengths_q)
 
     @cached_property
     def total_q(self) -> int:
+        """Queries of all cells."""
         return sum(self.lengths_q)
 
     @cached_property
     def total_k(self) -> int:
+        """Keys of all cells."""
         return sum(self.lengths_k)
 
     @property
     def device(self) -> torch.device:
+        """Where the index tensors live."""
         return self.cu_seqlens_q.device
 
     @cached_property

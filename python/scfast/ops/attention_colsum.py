@@ -139,22 +139,22 @@ def _allocate(
 
 
 def _fake(
-    q,
-    k,
-    cu_seqlens_q,
-    cu_seqlens_k,
-    work,
-    causal_offset,
-    key_bias,
-    scale,
-    softcap,
-    causal,
-    row_weights,
-    heads,
-    head_weights,
-    residual,
-    row_sums,
-):  # type: ignore[no-untyped-def]  # noqa: E501
+    q: torch.Tensor,
+    k: torch.Tensor,
+    cu_seqlens_q: torch.Tensor,
+    cu_seqlens_k: torch.Tensor,
+    work: torch.Tensor,
+    causal_offset: torch.Tensor,
+    key_bias: torch.Tensor | None,
+    scale: float,
+    softcap: float,
+    causal: bool,
+    row_weights: torch.Tensor,
+    heads: str,
+    head_weights: torch.Tensor | None,
+    residual: float | None,
+    row_sums: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
     return _allocate(q, k, row_weights, heads, row_sums)
 
 

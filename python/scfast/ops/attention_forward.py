@@ -166,8 +166,8 @@ def _sdpa(
         mask = hidden if mask is None else mask + hidden
     group = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
-    heads_first = (x.transpose(0, 1)[None] for x in (q, k, v))
-    out = torch.nn.functional.scaled_dot_product_attention(*heads_first, attn_mask=mask, scale=scale)[0]
+    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))  # [1, H, n, D]
+    out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)[0]
     if offset is not None and offset < 0:  # queries before the first key see nothing
         out = torch.where((row + offset >= 0)[None], out, 0.0)
     return out.transpose(0, 1)
@@ -218,21 +218,21 @@ def _allocate(
 
 
 def _fake(
-    q,
-    k,
-    v,
-    cu_seqlens_q,
-    cu_seqlens_k,
-    work,
-    causal_offset,
-    key_bias,
-    scale,
-    softcap,
-    causal,
-    received,
-    entropy,
-    max,
-):  # type: ignore[no-untyped-def]  # noqa: E501
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cu_seqlens_q: torch.Tensor,
+    cu_seqlens_k: torch.Tensor,
+    work: torch.Tensor,
+    causal_offset: torch.Tensor,
+    key_bias: torch.Tensor | None,
+    scale: float,
+    softcap: float,
+    causal: bool,
+    received: bool,
+    entropy: bool,
+    max: bool,
+) -> tuple[torch.Tensor, ...]:
     return _allocate(q, k, v, received, entropy, max)
 
 

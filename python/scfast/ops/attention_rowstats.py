@@ -102,7 +102,7 @@ def attention_rowstats(
             causal,
             heads,
             factors,
-        )  # fmt: skip
+        )
     )
 
 
@@ -140,19 +140,19 @@ def _allocate(q: torch.Tensor, cu_seqlens_q: torch.Tensor, heads: str) -> tuple[
 
 
 def _fake(
-    q,
-    k,
-    cu_seqlens_q,
-    cu_seqlens_k,
-    work,
-    causal_offset,
-    key_bias,
-    scale,
-    softcap,
-    causal,
-    heads,
-    head_weights,
-):  # type: ignore[no-untyped-def]  # noqa: E501
+    q: torch.Tensor,
+    k: torch.Tensor,
+    cu_seqlens_q: torch.Tensor,
+    cu_seqlens_k: torch.Tensor,
+    work: torch.Tensor,
+    causal_offset: torch.Tensor,
+    key_bias: torch.Tensor | None,
+    scale: float,
+    softcap: float,
+    causal: bool,
+    heads: str,
+    head_weights: torch.Tensor | None,
+) -> tuple[torch.Tensor, ...]:
     return _allocate(q, cu_seqlens_q, heads)
 
 

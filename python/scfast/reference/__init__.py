@@ -1,4 +1,4 @@
-"""Every op in float64 torch, as its formula reads. Slow and quadratic in memory: the oracle, and a real backend."""
+"""Every op in float64 torch, as its formula reads. Slow, quadratic in memory: the oracle, and a backend."""
 
 from scfast.reference.attention_colsum import attention_colsum
 from scfast.reference.attention_forward import attention_forward

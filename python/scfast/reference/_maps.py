@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -19,7 +19,7 @@ def prob_maps(
     key_bias: torch.Tensor | None = None,
     causal: bool = False,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield (P [H, nq, nk], lse [H, nq]) of each cell; a query without keys has a row of zeros and lse -inf."""
+    """Yield (P [H, nq, nk], lse [H, nq]) of each cell; without keys a row is 0 and lse -inf."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     group = q.shape[1] // k.shape[1]
     biases = (
@@ -50,5 +50,7 @@ def fuse_heads(maps: torch.Tensor, heads: str, head_weights: torch.Tensor | None
         maps = maps * head_weights.double()[:, None, None]
     if heads == "none":
         return maps
-    fuse = {"mean": torch.mean, "sum": torch.sum, "max": torch.amax, "min": torch.amin}[heads]
-    return fuse(maps, dim=0, keepdim=True)
+    fuse: dict[str, Callable[..., torch.Tensor]] = {
+        "mean": torch.mean, "sum": torch.sum, "max": torch.amax, "min": torch.amin,
+    }  # fmt: skip
+    return fuse[heads](maps, dim=0, keepdim=True)

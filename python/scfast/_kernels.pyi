@@ -1,0 +1,76 @@
+"""Types of the C++ extension; csrc/module.cpp says what each function does."""
+
+from typing import Any
+
+version: str
+
+class Geometry:
+    """Inputs of every attention kernel, as pointers, sizes and strides."""
+
+    def __init__(
+        self,
+        *,
+        dtype: int,
+        q: int,
+        k: int,
+        q_strides: tuple[int, int],
+        k_strides: tuple[int, int],
+        sizes: tuple[int, int, int, int, int],
+        cu_seqlens_q: int,
+        cu_seqlens_k: int,
+        work: int,
+        n_cells: int,
+        n_work: int,
+        causal_offset: int,
+        key_bias: int,
+        bias_heads: int,
+        scale: float,
+        softcap: float,
+        causal: bool,
+        threads: int,
+    ) -> None: ...
+
+class RankInput:
+    """Inputs of both passes of the tokeniser."""
+
+    def __init__(self, **pointers: Any) -> None: ...
+
+def attention_forward(
+    where: Geometry,
+    v: int,
+    v_strides: tuple[int, int],
+    v_dim: int,
+    out: int,
+    lse: int,
+    received: int,
+    entropy: int,
+    max: int,
+    /,
+) -> None: ...
+def attention_colsum(
+    where: Geometry,
+    row_weights: int,
+    n_weights: int,
+    fusion: int,
+    head_weights: int,
+    residual: float,
+    sums: int,
+    row_sums: int,
+    /,
+) -> None: ...
+def attention_rowstats(
+    where: Geometry,
+    fusion: int,
+    head_weights: int,
+    entropy: int,
+    max: int,
+    self_weight: int,
+    row_sum: int,
+    /,
+) -> None: ...
+def rank_values_count(input: RankInput, n_expressed: int, n_in_vocabulary: int, /) -> None: ...
+def rank_values_fill(input: RankInput, offsets: int, token_ids: int, columns: int, /) -> None: ...
+def cuda_build() -> dict[str, Any] | None: ...
+def instruction_sets() -> list[str]: ...
+def instruction_set() -> str: ...
+def use_instruction_set(name: str) -> None: ...
