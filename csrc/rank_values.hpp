@@ -3,7 +3,8 @@
 // Arithmetic (bit for bit that of Geneformer's tokeniser on float32 counts, whose sparse division is a product with
 // a reciprocal): x = float32(float32(count * float32(1 / n_counts)) * target), value = float64(x) * (1 / factor).
 // Order: value falling, equal values by column rising; genes without a count or without a token have no place.
-// Plain C++ for every instruction set: the work is loads, stores and integer sorting.
+// One pass over the matrix: the steps that AVX-512 has instructions for (compress, gather) exist twice, with the
+// same answers; the rest is loads, stores and integer sorting.
 #pragma once
 #include <cstdint>
 
@@ -11,7 +12,7 @@ namespace scfast {
 
 enum CountType : int { kCountFloat32 = 0, kCountFloat64 = 1, kCountInt32 = 2, kCountInt64 = 3 };
 
-// What the two passes share. Slots number the genes that several columns add up to.
+// Slots number the genes that several columns add up to.
 struct RankInput {
   const int64_t* indptr;        // [B + 1]
   const void* indices;          // [nnz] int32 or int64
@@ -28,12 +29,11 @@ struct RankInput {
   int threads;
 };
 
-// First pass. Checks every cell, and counts its genes with a count (n_expressed) and those of them with a token
-// (n_in_vocabulary), both [B]; a cell that must be refused gets n_expressed = -1. False: out of memory.
-bool rank_values_count(const RankInput& in, int64_t* n_expressed, int64_t* n_in_vocabulary);
-
-// Second pass, after every cell has passed the first. The first offsets[i + 1] - offsets[i] genes of cell i:
-// token and column, both [T]. False: out of memory.
-bool rank_values_fill(const RankInput& in, const int64_t* offsets, int64_t* token_ids, int64_t* columns);
+// Checks every cell and ranks it. n_expressed, n_in_vocabulary, both [B]: genes with a count, and those of them with a
+// token; a cell that must be refused gets n_expressed = -1 and no genes. token_ids, columns: the first
+// min(n_in_vocabulary, limit) genes of every cell, one cell after another, with room for min(entries, limit) a cell.
+// The caller knows whether the machine has AVX-512 (F, BW, DQ, VL). False: out of memory.
+bool rank_values(const RankInput& in, int64_t limit, bool avx512, int64_t* n_expressed, int64_t* n_in_vocabulary,
+                 int32_t* token_ids, int32_t* columns);
 
 }  // namespace scfast

@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+
 import scfast._kernels
 
 ROOT = Path(__file__).parents[1]

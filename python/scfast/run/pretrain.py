@@ -55,7 +55,7 @@ class Preset:
 #: ``v1-10m`` has the shape and the regularisation of Geneformer V1-10M.
 PRESETS = {
     "tiny": Preset(
-        *(2, 4, 128, 256, 512), batch_tokens=2048, lr=3e-3, steps=600,
+        *(2, 4, 128, 256, 512), batch_tokens=2048, lr=3e-3, steps=900,
         dropout=0.1, weight_decay=0.01, count_noise=0.5,
     ),
     "small": Preset(*(4, 4, 256, 512, 1024), batch_tokens=8192, lr=1e-3, epochs=10, count_noise=0.5),
@@ -167,7 +167,6 @@ def pretrain(
         "finished": False,
     }
     model = new_model(settings.preset, settings.vocabulary_size, settings.seed)
-    _start_from_frequencies(model, train, settings.vocabulary_size)
     optimiser = _optimiser(model, settings)
     record = checkpoint.load(folder / "checkpoints", model, optimiser)
     step = 0
@@ -328,14 +327,6 @@ def _log_frequencies(train: TokenisedCells, vocabulary_size: int) -> np.ndarray:
 def _unigram_loss(train: TokenisedCells, batches: list[MaskedBatch], vocabulary_size: int) -> float:
     targets = torch.cat([batch.targets for batch in batches]).numpy()
     return float(-_log_frequencies(train, vocabulary_size)[targets - N_SPECIAL].mean())
-
-
-def _start_from_frequencies(model: torch.nn.Module, train: TokenisedCells, vocabulary_size: int) -> None:
-    """Set the output bias to the log frequencies, so that training starts with what needs no context."""
-    bias = model.get_parameter("cls.predictions.bias")
-    with torch.no_grad():
-        log_frequencies = torch.from_numpy(_log_frequencies(train, vocabulary_size))
-        bias[N_SPECIAL:] = log_frequencies - log_frequencies.mean()
 
 
 def _optimiser(model: torch.nn.Module, settings: Settings) -> torch.optim.Optimizer:

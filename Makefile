@@ -1,0 +1,91 @@
+# make demo | test | bench | lint | format | sanitize | clean
+# Each target sets itself up in .venv (Python 3.11 or newer, a C++ compiler and the network are all it needs).
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+.PHONY: help demo test bench lint format sanitize clean setup
+
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+ENV := .venv
+BIN := $(ENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+# Bytecode is compiled at the first import, of what is imported: a third of the time of installing everything.
+INSTALL := $(PIP) install --no-compile -c constraints.txt
+SOURCES := CMakeLists.txt pyproject.toml $(shell find csrc kernels -type f -not -name '*.pyc')
+CXX_FILES := $(filter %.cpp %.hpp %.cu,$(SOURCES))
+MODULES := $(shell find python -name '*.py')
+
+# torch first and pinned: a plain requirement elsewhere would bring the newest CUDA build on Linux. Where pip is given
+# a folder with a CPU build of this version (PIP_FIND_LINKS), it takes that one.
+TORCH := torch==$(shell sed -n 's/^torch==//p' constraints.txt)
+
+# The AVX512-BF16 kernels are built a second time on emulated instructions, to be tested on any AVX-512 machine.
+BUILD := --no-build-isolation -Cbuild-dir=build/dev -Ccmake.define.SCFAST_EMULATE_BF16=ON
+
+help:
+	@head -2 Makefile
+
+demo: setup
+	$(BIN)/scfast demo
+
+# PYTEST chooses what runs: make test PYTEST="tests/ops -x"
+PYTEST ?= tests
+test: setup
+	$(BIN)/python -m pytest $(PYTEST)
+
+# Only after the op tests: a wrong kernel has no speed. DATA: a folder with cells/ and geneformer/ (end to end only).
+DATA ?= $(SCFAST_TEST_DATA)
+bench: setup
+	$(BIN)/python -m pytest tests/ops -q
+	$(BIN)/python bench/run.py
+	$(if $(DATA),$(BIN)/python bench/end_to_end.py --data "$(DATA)",@echo "bench/end_to_end.py needs DATA=FOLDER: left out")
+	$(BIN)/python bench/report.py
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+
+format: setup
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+# The op tests on kernels built with AddressSanitizer and UndefinedBehaviorSanitizer. The environment borrows the
+# packages of .venv; Python itself is not instrumented, so the runtime is preloaded and leaks are not
+# reported; --capture=sys lets the report through when a test ends the process.
+CHECKED := .venv-sanitize
+SANITIZED = LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 OMP_WAIT_POLICY=passive
+sanitize: $(CHECKED)/.installed
+	$(SANITIZED) $(CHECKED)/bin/python -m pytest tests/ops -q --capture=sys -p no:cacheprovider \
+	  -k "not compile and not opcheck and not bad_input and not (fusions and mixed)"
+
+setup: $(ENV)/.installed
+
+$(ENV)/.torch: constraints.txt
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer found: install one or set PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv $(ENV)
+	$(INSTALL) "$(TORCH)"
+	@touch $@
+
+$(ENV)/.installed: $(ENV)/.torch $(SOURCES)
+	$(INSTALL) cmake nanobind ninja scikit-build-core
+	$(INSTALL) $(BUILD) -e '.[test,lint]'
+	@touch $@
+
+$(CHECKED)/.installed: $(ENV)/.installed $(MODULES)
+	$(BIN)/python -m venv --clear $(CHECKED)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	  > "$$($(CHECKED)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/borrowed.pth"
+	PATH="$(abspath $(BIN)):$$PATH" $(CHECKED)/bin/python -m pip --disable-pip-version-check -q install --no-deps \
+	  --no-build-isolation -Cbuild-dir=build/sanitize -Ccmake.define.SCFAST_EMULATE_BF16=ON \
+	  -Ccmake.define.SCFAST_CUDA=OFF -Ccmake.define.SCFAST_SANITIZE=address,undefined .
+	@touch $@
+
+clean:
+	rm -rf $(ENV) $(CHECKED) build dist

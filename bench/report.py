@@ -1,0 +1,254 @@
+"""Rewrite the claim and the table of README.md, and docs/benchmarks.md, from bench/results.
+
+README.md shows the machine measured last, or the one given by ``--machine``; docs/benchmarks.md shows all of
+them. No figure is typed by hand: what was not measured is said to be missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "bench" / "results"
+OURS, MATERIALISED, BACKWARD = "scfast", "materialised", "SDPA backward"
+SHAPE = ("heads", "tokens", "dtype")
+
+Results = dict[str, dict[str, Any]]  # op -> result
+
+
+def read(results: Path) -> dict[str, Results]:
+    """Machine -> op -> result, the machine measured last first."""
+    found: dict[str, Results] = {}
+    for path in sorted(results.glob("*/*.json")):
+        result = json.loads(path.read_text())
+        found.setdefault(path.parent.name, {})[result["op"]] = result
+    return dict(sorted(found.items(), key=lambda item: date(item[1]), reverse=True))
+
+
+def date(results: Results) -> str:
+    return max(result["machine"]["date"] for result in results.values())
+
+
+def duration(seconds: float) -> str:
+    """Three significant figures in s, ms or us."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds / 1e-6:.3g} µs"
+
+
+def size(n_bytes: float | None) -> str:
+    if n_bytes is None:
+        return "–"
+    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.3g} MB"
+
+
+def worst(contender: dict[str, Any]) -> str:
+    """Largest error over the outputs; a dash where a contender computes nothing that can be compared."""
+    errors = contender.get("errors") or ({"scores": contender["error"]} if contender.get("error") else {})
+    return f"{max(e['max'] for e in errors.values()):.0e}" if errors else "–"
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    head = list(head)
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def label(case: dict[str, Any]) -> str:
+    if not set(SHAPE) <= set(case):
+        return ", ".join(f"{key} {value}" for key, value in case.items())
+    return f"{case['heads']} × {case['tokens']}" + (
+        "" if case["dtype"] == "float32" else f", {case['dtype']}"
+    )
+
+
+def by_case(result: dict[str, Any]) -> list[list[dict[str, Any]]]:
+    """The rows of one case together, one per thread count."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in result["rows"]:
+        groups.setdefault(json.dumps(row["case"]), []).append(row)
+    return [sorted(rows, key=lambda row: row["threads"]) for rows in groups.values()]
+
+
+def op_table(results: Results) -> str:
+    """One line per op and case; where a figure differs by threads, one figure for each."""
+    head = ["op", "heads × tokens", "scfast", "÷ SDPA forward", "÷ materialised", "÷ SDPA backward"]
+    head += ["peak memory: scfast", "materialised", "error: scfast", "materialised"]
+    lines = []
+    for op, result in results.items():
+        for rows in by_case(result):
+            entries = [row["contenders"] for row in rows]
+
+            def ratio(to: str, entries: list[dict[str, Any]] = entries) -> str:
+                if to not in entries[0]:
+                    return "–"
+                return " / ".join(f"{e[OURS]['seconds'] / e[to]['seconds']:.2f}" for e in entries)
+
+            last = entries[-1]
+            lines.append(
+                [
+                    f"`{op}`",
+                    label(rows[0]["case"]),
+                    " / ".join(duration(e[OURS]["seconds"]) for e in entries),
+                    ratio(result["yardstick"]),
+                    ratio(MATERIALISED),
+                    ratio(BACKWARD),
+                    size(last[OURS].get("peak_bytes")),
+                    size(last.get(MATERIALISED, {}).get("peak_bytes")),
+                    worst(last[OURS]),
+                    worst(last[MATERIALISED]) if MATERIALISED in last else "–",
+                ]
+            )
+    return table(head, lines)
+
+
+def full_table(result: dict[str, Any]) -> str:
+    """Every contender of every row."""
+    head = ["case", "threads", "contender", "median", "quartiles", "peak memory", "error", "mean error"]
+    lines = []
+    for row in result["rows"]:
+        for name, found in row["contenders"].items():
+            mean = max((e["mean"] for e in found["errors"].values()), default=None)
+            lines.append(
+                [
+                    label(row["case"]),
+                    str(row["threads"]),
+                    name,
+                    duration(found["seconds"]),
+                    " – ".join(map(duration, found["quartiles"])),
+                    size(found.get("peak_bytes")),
+                    worst(found),
+                    "–" if mean is None else f"{mean:.0e}",
+                ]
+            )
+    return table(head, lines)
+
+
+def end_to_end_table(result: dict[str, Any]) -> str:
+    """One line per contender, against the faster of the plain forward passes."""
+    contenders = result["contenders"]
+    plain = plain_seconds(contenders)
+    head = ["contender", "all cells", "÷ plain forward", "peak memory", "error"]
+    lines = []
+    for name, found in contenders.items():
+        note = "" if found["scale"] == 1 else f" (from {found['cells']} cells, × {found['scale']:.3g})"
+        share = "–" if plain is None else f"{found['seconds'] / plain:.2f}"
+        lines.append(
+            [name + note, duration(found["seconds"]), share, size(found.get("peak_bytes")), worst(found)]
+        )
+    lengths = result["tokens"]
+    about = (
+        f"{result['model']}; {result['data']}, {result['cells']} cells of {lengths['min']:.0f} to"
+        f" {lengths['max']:.0f} tokens (median {lengths['median']:.0f}); {result['threads']} threads."
+    )
+    return f"{about}\n\n{table(head, lines)}"
+
+
+def plain_seconds(contenders: dict[str, Any]) -> float | None:
+    return min(
+        (x["seconds"] for name, x in contenders.items() if name.startswith("torch SDPA")), default=None
+    )
+
+
+def claim(results: Results) -> str:
+    """The one sentence, with its figures."""
+    missing = "_Not measured yet: `make bench DATA=FOLDER`._"
+    if "end_to_end" not in results:
+        return missing
+    result = results["end_to_end"]
+    contenders = result["contenders"]
+    ours = contenders.get("scfast.tl.rollout")
+    maps = {name: found for name, found in contenders.items() if name.startswith("eager maps")}
+    plain = plain_seconds(contenders)
+    if ours is None or plain is None or not maps:
+        return missing
+    slowest = max(maps.values(), key=lambda found: found["seconds"])
+    fastest = min(maps.values(), key=lambda found: found["seconds"])
+    times = sorted({f"{found['seconds'] / ours['seconds']:.1f}" for found in (fastest, slowest)}, key=float)
+    memory = ""
+    if "peak_bytes" in ours and "peak_bytes" in slowest:
+        memory = f", in {size(ours['peak_bytes'])} instead of {size(slowest['peak_bytes'])}"
+    return (
+        f"**Attention rollout of {result['cells']} blood cells, uncut, in {duration(ours['seconds'])}:"
+        f" {ours['seconds'] / plain:.2f} times the plain forward pass of the model, and"
+        f" {' to '.join(times)} times faster than from its attention maps{memory}** (Geneformer V1-10M"
+        f" shape, {result['threads']} threads, {result['machine']['cpu']}; [how](docs/benchmarks.md))."
+    )
+
+
+def about(results: Results) -> str:
+    """The machine, in one line."""
+    latest = max(results.values(), key=lambda result: result["machine"]["date"])
+    here = latest["machine"]
+    return (
+        f"{here['cpu']}, {here['cores']} cores, {here['instruction_set']}, torch {here['torch']},"
+        f" {here['date']}, commit {here['commit']}."
+    )
+
+
+def readme_table(results: Results) -> str:
+    ops = {op: result for op, result in results.items() if op != "end_to_end"}
+    threads = sorted({row["threads"] for result in ops.values() for row in result["rows"]})
+    note = (
+        "Head dim 64, float32 unless said otherwise. ÷ X is our time divided by that of X: below 1 we are"
+        f" faster. Two figures: {' and '.join(map(str, threads))} threads. Errors are relative to float64."
+    )
+    parts = [about(results)]
+    if "end_to_end" in results:
+        parts.append(end_to_end_table(results["end_to_end"]))
+    if attention := {op: result for op, result in ops.items() if op.startswith("attention_")}:
+        parts += [note, op_table(attention)]
+    for op, result in ops.items():
+        if op not in attention:
+            parts += [f"`{op}`", full_table(result)]
+    return "\n\n".join(parts)
+
+
+def replace(text: str, marker: str, content: str) -> str:
+    """Put ``content`` between the marker's comments."""
+    pattern = rf"(<!-- bench:{marker} -->\n).*?(<!-- bench:end -->)"
+    found, count = re.subn(pattern, lambda match: f"{match[1]}{content}\n{match[2]}", text, flags=re.DOTALL)
+    if count != 1:
+        markers = f"<!-- bench:{marker} --> ... <!-- bench:end -->"
+        raise SystemExit(f"README.md must hold {markers} once, not {count} times")
+    return found
+
+
+def benchmarks_page(machines: dict[str, Results]) -> str:
+    """All results of all machines."""
+    parts = ["# Benchmarks", (ROOT / "bench" / "METHOD.md").read_text().strip()]
+    for name, results in machines.items():
+        parts += [f"## {name}", about(results)]
+        for op, result in results.items():
+            parts += [f"### {op}", end_to_end_table(result) if op == "end_to_end" else full_table(result)]
+    return "\n\n".join(parts) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--machine", help="folder of bench/results that README.md shows")
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "benchmarks.md")
+    options = parser.parse_args()
+    machines = read(options.results)
+    if not machines:
+        raise SystemExit(f"no results in {options.results}: run make bench")
+    chosen = machines[options.machine or next(iter(machines))]
+    readme = options.readme.read_text()
+    readme = replace(readme, "claim", claim(chosen))
+    readme = replace(readme, "table", readme_table(chosen))
+    options.readme.write_text(readme)
+    options.page.parent.mkdir(exist_ok=True)
+    options.page.write_text(benchmarks_page(machines))
+    print(f"rewrote {options.readme} and {options.page}")
+
+
+if __name__ == "__main__":
+    main()

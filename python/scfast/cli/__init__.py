@@ -1,0 +1,64 @@
+"""The command ``scfast``: one module per command, imported only when it runs."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any
+
+import click
+
+#: Command -> first line of its help, so that ``scfast --help`` imports nothing else.
+COMMANDS = {
+    "run": "Analyse cells with a model, and write AnnData, tables and figures.",
+    "pretrain": "Train a Geneformer on your cells by masked-gene modelling.",
+    "demo": "Real blood cells, from counts to the genes a transformer attends to.",
+    "doctor": "What this machine has, and which backend each op takes.",
+}
+
+#: What a user can put right; their message is the whole story.
+USER_ERRORS = (ValueError, KeyError, TypeError, OSError, ModuleNotFoundError)
+
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"scfast.cli.{cmd_name}")
+        return module.command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(
+    cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
+@click.version_option(package_name="scfast")
+def cli() -> None:
+    """What single-cell transformers attend to, computed inside the attention kernel.
+
+    \b
+    scfast demo                                     see it work on real cells
+    scfast run cells.h5ad --model geneformer:FOLDER --groupby cell_type -o results
+    scfast pretrain cells.h5ad -o my_model          train a model on your own cells
+    scfast COMMAND --help                           options and examples of a command
+    """  # noqa: D301
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Run the command line; user errors end in one line and code 1 (SCFAST_DEBUG=1: a traceback)."""
+    try:
+        return cli.main(args=arguments, prog_name="scfast", standalone_mode=True)
+    except USER_ERRORS as error:
+        if os.environ.get("SCFAST_DEBUG") == "1":
+            raise
+        # A KeyError's own text is quoted.
+        message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        click.echo(f"{click.style('error:', fg='red', bold=True)} {message}", err=True)
+        sys.exit(1)

@@ -1,0 +1,134 @@
+"""What this machine has, as data: machine, packages, kernels, and the backend of every op."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+#: Packages that some feature uses, and which.
+OPTIONAL = {
+    "scanpy": "datasets.pbmc68k, the demo",
+    "zarr": "reading .zarr",
+    "scikit-learn": "probes",
+}
+
+
+def examine() -> dict[str, dict[str, Any]]:
+    """Look at this machine and this installation.
+
+    Returns
+    -------
+    Sections ``machine``, ``packages``, ``optional packages``, ``kernels`` and ``backends``, each name ->
+    value. Nothing is timed and nothing is changed.
+
+    Examples
+    --------
+    >>> from scfast import doctor
+    >>> sorted(doctor.examine())
+    ['backends', 'kernels', 'machine', 'optional packages', 'packages']
+    """
+    return {
+        "machine": _machine(),
+        "packages": {
+            name: _version(name) for name in ("scfast", "torch", "numpy", "anndata", "transformers")
+        },
+        "optional packages": {f"{name} ({use})": _version(name) for name, use in OPTIONAL.items()},
+        "kernels": _kernel_build(),
+        "backends": _backends(),
+    }
+
+
+def _machine() -> dict[str, Any]:
+    import torch
+
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory": _memory(),
+        "torch threads": torch.get_num_threads(),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "not set"),
+        "GPUs": gpus,
+        "torch's CUDA": torch.version.cuda or "none",
+    }
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _memory() -> str:
+    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
+        return "unknown"
+    return f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.1f} GiB"
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _kernel_build() -> dict[str, Any]:
+    import torch  # noqa: F401  # before the extension
+
+    from scfast import _kernels
+
+    return {
+        "instruction set": _kernels.instruction_set(),
+        "available": list(_kernels.instruction_sets()),
+        "bfloat16 dot products": "avx512_bf16" in _kernels.instruction_sets(),
+        **_cuda(_kernels.cuda_build()),
+    }
+
+
+def _cuda(build: dict[str, Any] | None) -> dict[str, Any]:
+    if build is None:
+        return {"compiled with CUDA": False}
+    devices = [
+        f"{device['name']} (sm_{device['capability'][0]}{device['capability'][1]}, "
+        f"{device['memory'] / 2**30:.0f} GiB, loads code for sm_{device['binary']})"
+        for device in build["devices"]
+    ]
+    return {
+        "compiled with CUDA": f"{build['toolkit'] // 1000}.{build['toolkit'] % 1000 // 10}",
+        "for": build["architectures"],
+        "CUDA devices": devices or [f"none: {build['error']}"],
+    }
+
+
+def _backends() -> dict[str, str]:
+    """Op -> the backend that ``"auto"`` picks for CPU tensors, and why each other one is passed over."""
+    import torch
+
+    from scfast import ops
+    from scfast.ops._dispatch import BACKENDS, BackendError, choose
+
+    probe = {name: torch.zeros(1, 1, 64) for name in ("q", "k")}
+    chosen = {}
+    for op in sorted(name for name in ops.__all__ if name.startswith("attention_")):
+        try:
+            picked = choose(op, "auto", **probe)
+        except BackendError as error:
+            chosen[op] = f"none: {error}"
+            continue
+        others = []
+        for name, unsupported in BACKENDS.items():
+            if name == picked:
+                continue
+            reasons = unsupported(op, **probe)
+            why = "; ".join(reasons) if reasons else "takes them too, on request"
+            others.append(f"{name}: {why}")
+        chosen[op] = f"{picked} for float32 on the CPU" + (f"  ({'. '.join(others)})" if others else "")
+    return chosen

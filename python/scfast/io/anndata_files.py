@@ -1,0 +1,57 @@
+"""AnnData from and to disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+def read(path: str | Path) -> AnnData:
+    """Read an AnnData from ``.h5ad`` or ``.zarr``.
+
+    Parameters
+    ----------
+    path
+        The file or folder.
+
+    Raises
+    ------
+    FileNotFoundError
+        If nothing is there.
+    ValueError
+        If it is neither h5ad nor zarr.
+    """
+    import anndata as ad
+
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"no file {path}")
+    if path.suffix == ".h5ad":
+        return ad.read_h5ad(path)
+    if path.name.endswith(".zarr"):
+        return ad.read_zarr(path)
+    raise ValueError(
+        f"{path} is neither .h5ad nor .zarr: convert it once, for example with scanpy.read_10x_h5 or "
+        "scanpy.read_10x_mtx and adata.write_h5ad"
+    )
+
+
+def write_h5ad(adata: AnnData, path: str | Path) -> Path:
+    """Write ``adata`` in one atomic step: ``path`` holds all of it or what it held before.
+
+    Parameters
+    ----------
+    adata
+        What to write, with gzip compression.
+    path
+        Where; folders are created.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.stem}.part.h5ad")
+    adata.write_h5ad(part, compression="gzip")
+    part.replace(path)
+    return path
