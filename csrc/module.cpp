@@ -169,12 +169,13 @@ NB_MODULE(_kernels, m) {
           nb::kw_only(), "indptr"_a, "indices"_a, "data"_a, "wide_indices"_a, "count_type"_a, "n_cells"_a,
           "n_columns"_a, "n_counts"_a, "token_ids"_a, "factors"_a, "slots"_a, "slot_columns"_a, "n_slots"_a, "target"_a,
           "threads"_a);
-  m.def("rank_values_count", [](const RankInput& in, uintptr_t n_expressed, uintptr_t n_in_vocabulary) {
-    without_gil([&] { return rank_values_count(in, at<int64_t>(n_expressed), at<int64_t>(n_in_vocabulary)); });
-  });
-  m.def("rank_values_fill", [](const RankInput& in, uintptr_t offsets, uintptr_t token_ids, uintptr_t columns) {
-    without_gil(
-        [&] { return rank_values_fill(in, at<int64_t>(offsets), at<int64_t>(token_ids), at<int64_t>(columns)); });
+  m.def("rank_values", [](const RankInput& in, int64_t limit, uintptr_t n_expressed, uintptr_t n_in_vocabulary,
+                          uintptr_t token_ids, uintptr_t columns) {
+    const bool avx512 = std::string(chosen->name).rfind("avx512", 0) == 0;
+    without_gil([&] {
+      return rank_values(in, limit, avx512, at<int64_t>(n_expressed), at<int64_t>(n_in_vocabulary),
+                         at<int32_t>(token_ids), at<int32_t>(columns));
+    });
   });
 
   m.def("cuda_build", &cuda_build);

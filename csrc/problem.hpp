@@ -1,6 +1,9 @@
 // One call's inputs seen cell by cell, the units of work they make, and how threads share them.
 #pragma once
 #include <float.h>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include "args.hpp"
 #include "convert.hpp"
@@ -104,6 +107,8 @@ SCFAST_INLINE bool claim(int64_t* next, int64_t units, int threads, int64_t* beg
   return true;
 }
 
+constexpr size_t kHugePage = 2 << 20;
+
 // Working memory of one thread, handed out in cache lines; sizes are summed first, then one allocation.
 struct Scratch {
   char* base = nullptr;
@@ -117,7 +122,12 @@ struct Scratch {
     return p;
   }
   bool allocate() {
-    base = (char*)aligned_alloc(64, used + 64);
+    const size_t page = used >= kHugePage ? kHugePage : 64;
+    const size_t size = (used + page - 1) / page * page + (page == 64 ? 64 : 0);
+    base = (char*)aligned_alloc(page, size);
+#if defined(MADV_HUGEPAGE)
+    if (base && page == kHugePage) madvise(base, size, MADV_HUGEPAGE);
+#endif
     used = 0;
     measuring = false;
     return base != nullptr;

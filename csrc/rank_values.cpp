@@ -1,5 +1,7 @@
 #include "rank_values.hpp"
 
+#include "rank_values_steps.hpp"
+
 #include <algorithm>
 #include <cfloat>
 #include <cstdlib>
@@ -7,40 +9,12 @@
 #include <limits>
 #include <type_traits>
 #include <utility>
-#ifdef SCFAST_X86
-#include <immintrin.h>
-#endif
-
-#define SCFAST_INLINE inline __attribute__((always_inline))  // compiled for the instruction set of its caller
-#define SCFAST_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")))
 
 namespace scfast {
 namespace {
 
 constexpr int kCellsPerTask = 16;  // cells differ in length by 10 x, so threads draw small tasks
-constexpr int kSmall = 48;         // below it two radix passes cost more than comparisons do
-constexpr int kKeyBits = 16;       // of a value's leading bits: two passes over 256 buckets, few equal keys left
-constexpr uint32_t kGene = (1u << kKeyBits) - 1;
-constexpr int kRadix = 256;
-constexpr int kPad = 16;           // vectors may write past the last gene
-
-struct Scratch {
-  int32_t *columns, *kept;   // [longest row + kPad] the cell's genes with a count; those with a token
-  float* counts;             // of columns
-  double* values;            // of kept
-  uint32_t *items, *other;   // leading bits of the value << kKeyBits | number in kept
-  int64_t* seen;             // [n_columns] last cell with this column, where a row's columns do not rise
-  double* sums;              // [n_slots] counts of genes of several columns, zero between cells
-  int32_t* summed;           // [n_slots] slots with a sum
-  int32_t *tokens, *places;  // token_ids and columns of one task
-};
-
-struct Genes {  // of one cell, with a count
-  const int32_t* columns;
-  const float* counts;
-  int64_t n;    // -1: the cell must be refused
-  bool rising;  // columns rise
-};
+constexpr int kSmall = 48;         // below it sorting by keys costs more than comparisons do
 
 template <class Count>
 constexpr Count largest() {  // what the first rounding, to float32, can hold
@@ -96,10 +70,10 @@ SCFAST_INLINE Genes read_row(const RankInput& in, int64_t cell, const Scratch& s
     refused |= (data[p] >= Count(0) ? 0 : 1) | (data[p] <= largest<Count>() ? 0 : 1);
     zeros |= data[p] > Count(0) ? 0 : 1;
   }
-  const Genes none = {nullptr, nullptr, -1, false};
+  const Genes none = {nullptr, nullptr, -1};
   if (outside | refused) return none;
   if (falls && a_column_twice(indices, n, cell, s.seen)) return none;
-  Genes genes = {s.columns, s.counts, n, !falls && !in.n_slots};
+  Genes genes = {s.columns, s.counts, n};
   if constexpr (std::is_same_v<Index, int32_t> && std::is_same_v<Count, float>) {
     if (!zeros && !in.n_slots) genes.columns = indices, genes.counts = data;  // as they lie
   }
@@ -109,155 +83,15 @@ SCFAST_INLINE Genes read_row(const RankInput& in, int64_t cell, const Scratch& s
   return genes;
 }
 
-// ---- the steps that exist twice -------------------------------------------------------------------------------
+// ---- order and output -------------------------------------------------------------------------------------------
 
-inline uint32_t upper_half(double value) {  // of numbers from 0: orders as they do
-  uint64_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  return static_cast<uint32_t>(bits >> 32);
-}
-
-struct Portable {
-  // Columns, values and leading bits of the genes with a token; how many they are. The reciprocal of a factor is -1
-  // where there is none.
-  static int64_t keep(const Genes& genes, float reciprocal, float target, const double* reciprocals, Scratch& s) {
-    int64_t kept = 0;
-    for (int64_t p = 0; p < genes.n; ++p) {
-      const double factor = reciprocals[genes.columns[p]];
-      s.kept[kept] = genes.columns[p];
-      s.values[kept] = static_cast<double>(genes.counts[p] * reciprocal * target) * factor;
-      s.items[kept] = upper_half(s.values[kept]);
-      kept += factor >= 0;
-    }
-    return kept;
-  }
-  // Places whose key the next place has too.
-  static int64_t find_ties(const uint32_t* items, int64_t n, uint32_t* places) {
-    int64_t found = 0;
-    for (int64_t i = 0; i < n; ++i) {
-      places[found] = static_cast<uint32_t>(i);
-      found += (items[i] ^ items[i + 1]) <= kGene;
-    }
-    return found;
-  }
-  static void write(const uint32_t* items, int64_t n, uint32_t mask, const int32_t* kept, const int32_t* token_ids,
-                    int32_t* tokens, int32_t* columns) {
-    for (int64_t i = 0; i < n; ++i) {
-      columns[i] = kept[items[i] & mask];
-      tokens[i] = token_ids[columns[i]];
-    }
-  }
-};
-
-#ifdef SCFAST_X86
-struct Avx512 {
-  SCFAST_AVX512 static int64_t keep(const Genes& genes, float reciprocal, float target, const double* reciprocals,
-                                    Scratch& s) {
-    const __m512 by = _mm512_set1_ps(reciprocal), to = _mm512_set1_ps(target);
-    const __m512d none = _mm512_set1_pd(-1), zero = _mm512_setzero_pd();
-    const __m512i upper = _mm512_set_epi32(31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
-    int64_t kept = 0;
-    for (int64_t p = 0; p < genes.n; p += 16) {
-      const __mmask16 in = static_cast<__mmask16>(genes.n - p >= 16 ? 0xffff : (1 << (genes.n - p)) - 1);
-      const __m512i columns = _mm512_maskz_loadu_epi32(in, genes.columns + p);
-      const __m512 scaled = _mm512_mul_ps(_mm512_mul_ps(_mm512_maskz_loadu_ps(in, genes.counts + p), by), to);
-      const __m512d first =
-          _mm512_mask_i32gather_pd(none, static_cast<__mmask8>(in), _mm512_castsi512_si256(columns), reciprocals, 8);
-      const __m512d last = _mm512_mask_i32gather_pd(none, static_cast<__mmask8>(in >> 8),
-                                                    _mm512_extracti64x4_epi64(columns, 1), reciprocals, 8);
-      const __m512d a = _mm512_mul_pd(_mm512_cvtps_pd(_mm512_castps512_ps256(scaled)), first);
-      const __m512d b = _mm512_mul_pd(_mm512_cvtps_pd(_mm512_extractf32x8_ps(scaled, 1)), last);
-      const __mmask8 keep_a = _mm512_cmp_pd_mask(first, zero, _CMP_GE_OQ);
-      const __mmask8 keep_b = _mm512_cmp_pd_mask(last, zero, _CMP_GE_OQ);
-      const __mmask16 keep = static_cast<__mmask16>(keep_a | keep_b << 8);
-      const __m512i bits = _mm512_permutex2var_epi32(_mm512_castpd_si512(a), upper, _mm512_castpd_si512(b));
-      _mm512_storeu_si512(s.kept + kept, _mm512_maskz_compress_epi32(keep, columns));
-      _mm512_storeu_si512(s.items + kept, _mm512_maskz_compress_epi32(keep, bits));
-      _mm512_storeu_pd(s.values + kept, _mm512_maskz_compress_pd(keep_a, a));
-      _mm512_storeu_pd(s.values + kept + __builtin_popcount(keep_a), _mm512_maskz_compress_pd(keep_b, b));
-      kept += __builtin_popcount(keep);
-    }
-    return kept;
-  }
-  SCFAST_AVX512 static int64_t find_ties(const uint32_t* items, int64_t n, uint32_t* places) {
-    __m512i place = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-    int64_t found = 0;
-    for (int64_t i = 0; i < n; i += 16) {
-      const __m512i differ = _mm512_xor_si512(_mm512_loadu_si512(items + i), _mm512_loadu_si512(items + i + 1));
-      const uint32_t in = n - i >= 16 ? 0xffff : (1u << (n - i)) - 1;
-      const __mmask16 tie = static_cast<__mmask16>(in & _mm512_cmple_epu32_mask(differ, _mm512_set1_epi32(kGene)));
-      _mm512_storeu_si512(places + found, _mm512_maskz_compress_epi32(tie, place));
-      found += __builtin_popcount(tie);
-      place = _mm512_add_epi32(place, _mm512_set1_epi32(16));
-    }
-    return found;
-  }
-  SCFAST_AVX512 static void write(const uint32_t* items, int64_t n, uint32_t mask, const int32_t* kept,
-                                  const int32_t* token_ids, int32_t* tokens, int32_t* columns) {
-    const __m512i gene = _mm512_set1_epi32(static_cast<int>(mask));
-    for (int64_t i = 0; i < n; i += 16) {
-      const __mmask16 in = static_cast<__mmask16>(n - i >= 16 ? 0xffff : (1 << (n - i)) - 1);
-      const __m512i number = _mm512_and_si512(_mm512_maskz_loadu_epi32(in, items + i), gene);
-      const __m512i column = _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), in, number, kept, 4);
-      _mm512_mask_storeu_epi32(columns + i, in, column);
-      _mm512_mask_storeu_epi32(tokens + i, in, _mm512_mask_i32gather_epi32(column, in, column, token_ids, 4));
-    }
-  }
-};
-#endif
-
-// ---- sorting ----------------------------------------------------------------------------------------------------
-
-// One stable pass over a digit of the items; false: all of them share it, nothing moved. One half goes forwards into
-// the fronts of the buckets, the other backwards into their ends: a load of a bucket's place that waits for the store
-// before it then has another chain to overlap with.
-SCFAST_INLINE bool radix_pass(const uint32_t* from, uint32_t* to, int64_t n, int shift, const uint32_t* even,
-                              const uint32_t* odd) {
-  constexpr uint32_t digit = kRadix - 1;
-  uint32_t front[kRadix], end[kRadix], sum = 0;
-  if (even[from[0] >> shift & digit] + odd[from[0] >> shift & digit] == n) return false;
-  for (int d = 0; d < kRadix; ++d) {
-    front[d] = sum;
-    sum += even[d] + odd[d];
-    end[d] = sum;
-  }
-  const uint32_t *first = from, *last = from + n;
-  while (last - first >= 2) {
-    const uint32_t a = *first++, b = *--last;
-    to[front[a >> shift & digit]++] = a;
-    to[--end[b >> shift & digit]] = b;
-  }
-  if (first != last) to[front[*first >> shift & digit]] = *first;
-  return true;
-}
-
-// Sorts the cell's n genes, at most 2^16, by the leading bits of their values, stably: items of key and number, and
-// one more whose key is another. Few genes share a key, and comparing those is cheaper than another pass.
-SCFAST_INLINE void order_by_key(Scratch& s, int64_t n) {
-  uint32_t* items = s.items;
-  uint32_t low = ~0u, high = 0;
+inline void write(const uint32_t* items, int64_t n, uint32_t mask, const int32_t* kept, const int32_t* token_ids,
+                  int32_t* tokens, int32_t* columns) {
   for (int64_t i = 0; i < n; ++i) {
-    low = std::min(low, items[i]);
-    high = std::max(high, items[i]);
+    const int32_t column = kept[items[i] & mask];
+    columns[i] = column;
+    tokens[i] = token_ids[column];
   }
-  int shift = 0;
-  while ((high - low) >> shift >> kKeyBits) ++shift;
-  for (int64_t i = 0; i < n; ++i) items[i] = (high - items[i]) >> shift << kKeyBits | static_cast<uint32_t>(i);
-  uint32_t counts[4][kRadix] = {};  // of each digit in even and odd places, for the same reason
-  for (int64_t i = 0; i + 1 < n; i += 2) {
-    const uint32_t a = items[i] >> kKeyBits, b = items[i + 1] >> kKeyBits;
-    ++counts[0][a & (kRadix - 1)];
-    ++counts[1][b & (kRadix - 1)];
-    ++counts[2][a >> 8];
-    ++counts[3][b >> 8];
-  }
-  if (n % 2) {
-    ++counts[0][items[n - 1] >> kKeyBits & (kRadix - 1)];
-    ++counts[2][items[n - 1] >> (kKeyBits + 8)];
-  }
-  if (radix_pass(s.items, s.other, n, kKeyBits, counts[0], counts[1])) std::swap(s.items, s.other);
-  if (radix_pass(s.items, s.other, n, kKeyBits + 8, counts[2], counts[3])) std::swap(s.items, s.other);
-  s.items[n] = ~s.items[n - 1];
 }
 
 struct Before {  // larger value first, then smaller column
@@ -269,13 +103,13 @@ struct Before {  // larger value first, then smaller column
 };
 
 // Where keys tie the whole value decides. The items lose their keys there, in all of a tie that begins before `wanted`.
-void order_ties(uint32_t* items, const uint32_t* places, int64_t n_ties, const Before& before) {
+void order_ties(uint32_t* items, const uint32_t* places, int64_t n_ties, uint32_t gene, const Before& before) {
   for (int64_t t = 0; t < n_ties;) {
     const int64_t begin = places[t];
     int64_t end = begin + 1;
-    while ((items[begin] ^ items[end]) <= kGene) ++end;
+    while ((items[begin] ^ items[end]) <= gene) ++end;
     while (t < n_ties && places[t] < end) ++t;
-    for (int64_t i = begin; i < end; ++i) items[i] &= kGene;
+    for (int64_t i = begin; i < end; ++i) items[i] &= gene;
     if (end - begin == 2) {
       if (before(items[begin + 1], items[begin])) std::swap(items[begin], items[begin + 1]);
     } else if (!std::is_sorted(items + begin, items + end, before)) {
@@ -297,15 +131,16 @@ SCFAST_INLINE int64_t rank_cell(const RankInput& in, const double* reciprocals, 
   *n_in_vocabulary = n;
   if (wanted == 0) return 0;
   const Before before = {s.values, s.kept};
-  const bool radix = n >= kSmall && n <= int64_t{kGene} + 1;  // a gene's number has to fit beside the key
-  if (radix) {
-    order_by_key(s, n);
-    order_ties(s.items, s.other, Steps::find_ties(s.items, wanted, s.other), before);
-  } else {
+  uint32_t gene = ~0u;  // of an item, the bits of the gene's number
+  if (n < kSmall || n > 1 << kRadixBits) {
     for (int64_t i = 0; i < n; ++i) s.items[i] = static_cast<uint32_t>(i);
     std::sort(s.items, s.items + n, before);
+  } else {  // few genes share a key, and comparing those is cheaper than longer keys
+    gene = (1u << Steps::order(s, n)) - 1;
+    s.items[n] = ~s.items[n - 1];  // its key is another
+    order_ties(s.items, s.other, Steps::find_ties(s.items, wanted, gene, s.other), gene, before);
   }
-  Steps::write(s.items, wanted, radix ? kGene : ~0u, s.kept, in.token_ids, tokens, columns);
+  write(s.items, wanted, gene, s.kept, in.token_ids, tokens, columns);
   return wanted;
 }
 
@@ -341,45 +176,41 @@ bool rank_cells(const RankInput& in, int64_t limit, bool avx512, int64_t* n_expr
   double* reciprocals;
   if (!allocate(reciprocals, in.n_columns)) return false;
   for (int64_t c = 0; c < in.n_columns; ++c) reciprocals[c] = in.token_ids[c] < 0 ? -1.0 : 1.0 / in.factors[c];
-  const int64_t n_tasks = (in.n_cells + kCellsPerTask - 1) / kCellsPerTask;
-  int64_t longest = 0, most = 0, total = 0;  // entries of a row, genes of a task, genes written
-  for (int64_t task = 0; task < n_tasks; ++task) {
-    int64_t genes = 0;
-    for (int64_t i = task * kCellsPerTask; i < std::min((task + 1) * kCellsPerTask, in.n_cells); ++i) {
-      const int64_t n = in.indptr[i + 1] - in.indptr[i];
-      longest = std::max(longest, n);
-      genes += std::min(n, limit);
-    }
-    most = std::max(most, genes);
+  int64_t* starts;  // of the cells' genes if every entry were one
+  if (!allocate(starts, in.n_cells + 1)) return std::free(reciprocals), false;
+  int64_t longest = 0;
+  for (int64_t i = 0; i < in.n_cells; ++i) {
+    const int64_t n = in.indptr[i + 1] - in.indptr[i];
+    longest = std::max(longest, n);
+    starts[i + 1] = starts[i] + std::min(n, limit);
   }
   bool failed = false;
 #pragma omp parallel num_threads(in.threads) reduction(|| : failed)
   {
     Scratch s = {};
     failed = !(allocate(s.columns, longest) && allocate(s.kept, longest) && allocate(s.counts, longest) &&
-               allocate(s.values, longest) && allocate(s.items, longest) && allocate(s.other, longest) &&
-               allocate(s.seen, in.n_columns) && allocate(s.sums, in.n_slots) && allocate(s.summed, in.n_slots) &&
-               allocate(s.tokens, most) && allocate(s.places, most));
-#pragma omp for schedule(dynamic, 1) ordered
-    for (int64_t task = 0; task < n_tasks; ++task) {
-      int64_t genes = 0, begin;
-      for (int64_t i = task * kCellsPerTask; i < std::min((task + 1) * kCellsPerTask, in.n_cells) && !failed; ++i)
-        genes += rank(in, reciprocals, i, limit, s, n_expressed + i, n_in_vocabulary + i, s.tokens + genes,
-                      s.places + genes);
-#pragma omp ordered
-      {  // where a task's genes begin is known once those before it are ranked
-        begin = total;
-        total += genes;
-      }
-      if (genes) {
-        std::memcpy(token_ids + begin, s.tokens, static_cast<size_t>(genes) * sizeof(int32_t));
-        std::memcpy(columns + begin, s.places, static_cast<size_t>(genes) * sizeof(int32_t));
-      }
-    }
-    for (void* p : {(void*)s.columns, (void*)s.kept, (void*)s.counts, (void*)s.values, (void*)s.items, (void*)s.other,
-                    (void*)s.seen, (void*)s.sums, (void*)s.summed, (void*)s.tokens, (void*)s.places})
+               allocate(s.factors, longest) && allocate(s.values, longest) && allocate(s.items, longest) &&
+               allocate(s.other, longest) && allocate(s.seen, in.n_columns) && allocate(s.sums, in.n_slots) &&
+               allocate(s.summed, in.n_slots));
+#pragma omp for schedule(dynamic, kCellsPerTask)
+    for (int64_t i = 0; i < in.n_cells; ++i)
+      if (!failed)
+        rank(in, reciprocals, i, limit, s, n_expressed + i, n_in_vocabulary + i, token_ids + starts[i],
+             columns + starts[i]);
+    for (void* p : {(void*)s.columns, (void*)s.kept, (void*)s.counts, (void*)s.factors, (void*)s.values, (void*)s.items,
+                    (void*)s.other, (void*)s.seen, (void*)s.sums, (void*)s.summed})
       std::free(p);
   }
+#pragma omp parallel for num_threads(std::min(in.threads, 2))
+  for (int array = 0; array < 2; ++array) {  // closes the gaps; waiting in turn for places would stall busy machines
+    int32_t *from = array ? columns : token_ids, *to = from;
+    for (int64_t i = 0; i < in.n_cells && !failed; ++i) {
+      const int64_t n = std::min(n_in_vocabulary[i], limit);
+      if (to != from + starts[i]) std::memmove(to, from + starts[i], static_cast<size_t>(n) * sizeof(int32_t));
+      to += n;
+    }
+  }
+  std::free(starts);
   std::free(reciprocals);
   return !failed;
 }

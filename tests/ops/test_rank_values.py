@@ -15,6 +15,7 @@ from scipy import sparse
 from scfast import ops
 from scfast.ops import RankedCells, rank_values
 from scfast.reference.rank_values import collapse, scaled_values
+from tests.ops.helpers import every_instruction_set
 
 GOLDEN = ("v1", "v1old", "v1n64", "v1dense", "v2", "v2n64")
 #: How upstream stored n_counts or divided: its values are rounded otherwise there, and its tokens the same.
@@ -41,8 +42,8 @@ def _poisoned_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def poisoned(*args: Any, **options: Any) -> np.ndarray:
         array = empty(*args, **options)
-        if array.dtype == np.int64:
-            array.fill(np.iinfo(np.int64).min)
+        if array.dtype in (np.int32, np.int64):
+            array.fill(np.iinfo(array.dtype).min)
         return array
 
     monkeypatch.setattr(np, "empty", poisoned)
@@ -50,7 +51,7 @@ def _poisoned_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def same(a: RankedCells, b: RankedCells) -> None:
     for name, x, y in zip(RankedCells._fields, a, b, strict=True):
-        assert x.dtype == y.dtype == np.int64
+        assert x.dtype == y.dtype == (np.int32 if name in ("token_ids", "columns") else np.int64)
         np.testing.assert_array_equal(x, y, err_msg=name)
 
 
@@ -146,7 +147,7 @@ def test_truncation_of_the_authors_code(
 
 @pytest.mark.parametrize("n_threads", [1, 2, 3, 7])
 def test_real_cells_are_those_of_the_reference(
-    shared: Path, golden: dict[str, np.ndarray], cells: anndata.AnnData, n_threads: int
+    shared: Path, golden: dict[str, np.ndarray], cells: anndata.AnnData, n_threads: int, isa: str
 ) -> None:
     options = {**golden_input(shared, golden, cells, "v2"), "n_counts": cells.obs["n_counts"].to_numpy()}
     exact = rank_values(*csr(cells.X), **options, max_tokens=500, backend="reference")
@@ -199,13 +200,14 @@ def problems(draw: st.DrawFn) -> dict[str, Any]:
 @given(problems(), st.sampled_from([1, 2, 3, 7]))
 def test_any_cells_are_those_of_the_reference(problem: dict[str, Any], n_threads: int) -> None:
     exact = rank_values(**problem, backend="reference")
-    same(rank_values(**problem, threads=n_threads), exact)
-    same(rank_values(**problem), exact)
+    for _ in every_instruction_set():
+        same(rank_values(**problem, threads=n_threads), exact)
+        same(rank_values(**problem), exact)
 
 
 @pytest.mark.parametrize("spread", ["one value", "last bits", "all exponents", "two ends"])
-def test_a_cell_wider_than_an_index_beside_its_key(spread: str) -> None:
-    for n in (65_535, 65_536, 65_537, 70_000):
+def test_cells_either_side_of_each_sort(spread: str) -> None:
+    for n in (47, 48, 1023, 1025, 4095, 4096, 4097, 65_535, 65_536, 65_537, 70_000):
         random = np.random.default_rng(n)
         factors = {
             "one value": np.ones(n),
@@ -217,7 +219,9 @@ def test_a_cell_wider_than_an_index_beside_its_key(spread: str) -> None:
             "indptr": np.array([0, n]), "indices": np.arange(n), "data": random.integers(1, 9, n),
             "n_counts": np.array([5.0 * n]), "token_ids": random.permutation(n) - 1, "factors": factors,
         }  # fmt: skip
-        same(rank_values(**problem), rank_values(**problem, backend="reference"))
+        exact = rank_values(**problem, backend="reference")
+        for _ in every_instruction_set():
+            same(rank_values(**problem), exact)
 
 
 def test_ties_are_ordered_by_column_and_sums_stand_in_their_column() -> None:
@@ -251,7 +255,7 @@ def test_no_cells_and_no_columns() -> None:
     assert rank_values(np.zeros(3, int), n_counts=np.zeros(2), **nothing).offsets.tolist() == [0, 0, 0]
 
 
-def test_values_too_large_or_small_for_their_type_keep_an_order() -> None:
+def test_values_too_large_or_small_for_their_type_keep_an_order(isa: str) -> None:
     ranked = rank_values(
         np.array([0, 4]), np.arange(4), np.array([1e-44, 3e38, 1.0, 2e38]), n_counts=np.array([1e-3]),
         token_ids=np.arange(4), factors=np.array([1e300, 1.0, 1.0, 1.0]),

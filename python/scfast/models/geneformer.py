@@ -218,7 +218,7 @@ class GeneformerSource(AttentionSource):
             all_ids[is_gene], all_columns[is_gene] = ids, columns
             kind = np.where(is_gene, TokenKind.GENE, TokenKind.SPECIAL).astype(np.uint8)
         else:
-            all_ids, all_columns = ids, columns
+            all_ids, all_columns = ids.astype(np.int64), columns.astype(np.int64)
             kind = np.zeros(len(positions), dtype=np.uint8)
         return {
             "ids": torch.from_numpy(all_ids),

@@ -17,11 +17,12 @@ _FLOAT32_MAX = np.finfo(np.float32).max
 
 
 class RankedCells(NamedTuple):
-    """Ranked genes of all cells, one cell after another; int64.
+    """Ranked genes of all cells, one cell after another.
 
     Genes of cell ``i`` are ``token_ids[offsets[i]:offsets[i + 1]]`` and, as columns of the matrix, the same
-    slice of ``columns``. ``n_expressed`` [B] are genes with a count, ``n_in_vocabulary`` [B] those of them
-    with a token: their difference is lost to the vocabulary; ``n_in_vocabulary`` less the tokens is cut off.
+    slice of ``columns``; both are int32, the rest int64. ``n_expressed`` [B] are genes with a count,
+    ``n_in_vocabulary`` [B] those of them with a token: their difference is lost to the vocabulary;
+    ``n_in_vocabulary`` less the tokens is cut off.
     """
 
     token_ids: np.ndarray
@@ -110,11 +111,16 @@ def rank_values(
         factors=factors.ctypes.data, slots=slots.ctypes.data, slot_columns=slot_columns.ctypes.data,
         n_slots=len(slot_columns), target=target, threads=n_threads,
     )  # fmt: skip
+    chosen = choose("rank_values", backend)
     n_expressed, n_in_vocabulary = (np.empty(len(indptr) - 1, dtype=np.int64) for _ in range(2))
-    _kernels.rank_values_count(matrix, n_expressed.ctypes.data, n_in_vocabulary.ctypes.data)
+    room = int(np.minimum(np.diff(indptr), limit).sum())
+    tokens, columns = (np.empty(room, dtype=np.int32) for _ in range(2))
+    _kernels.rank_values(
+        matrix, limit, n_expressed.ctypes.data, n_in_vocabulary.ctypes.data, tokens.ctypes.data, columns.ctypes.data
+    )  # fmt: skip
     if (refused := np.flatnonzero(n_expressed < 0)).size:
         raise ValueError(_refusal(int(refused[0]), indptr, indices, data, n_counts, len(token_ids)))
-    if choose("rank_values", backend) == "reference":
+    if chosen == "reference":  # the kernel has checked the cells
         return RankedCells(
             *reference.rank_values(
                 indptr, indices, data, n_counts=n_counts, token_ids=token_ids, factors=factors, groups=groups,
@@ -123,8 +129,8 @@ def rank_values(
         )  # fmt: skip
     offsets = np.zeros(len(indptr), dtype=np.int64)
     np.cumsum(np.minimum(n_in_vocabulary, limit), out=offsets[1:])
-    tokens, columns = (np.empty(offsets[-1], dtype=np.int64) for _ in range(2))
-    _kernels.rank_values_fill(matrix, offsets.ctypes.data, tokens.ctypes.data, columns.ctypes.data)
+    for array in (tokens, columns):  # gives back the room of genes without a token
+        array.resize(offsets[-1], refcheck=False)
     return RankedCells(tokens, columns, offsets, n_expressed, n_in_vocabulary)
 
 

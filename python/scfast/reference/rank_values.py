@@ -34,7 +34,7 @@ def rank_values(
         lengths.append(len(order))
     fields = [np.concatenate([*parts, np.zeros(0, np.int64)]) for parts in (tokens, columns)]
     fields += [np.cumsum([0, *lengths]), np.array(expressed), np.array(in_vocabulary)]
-    return tuple(field.astype(np.int64) for field in fields)
+    return tuple(field.astype(np.int32 if i < 2 else np.int64) for i, field in enumerate(fields))
 
 
 def collapse(columns: np.ndarray, counts: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
