@@ -126,7 +126,7 @@ def test_loss_is_that_of_the_full_forward():
     full = model(
         input_ids=batch.ids, attention_mask=batch.attention_mask, labels=labels.view_as(batch.ids)
     ).loss
-    torch.testing.assert_close(training._loss(model, batch), full)
+    torch.testing.assert_close(training.masked_loss(model, batch), full)
 
 
 def test_a_finished_run_is_kept_and_another_is_refused(tmp_path):
@@ -162,3 +162,15 @@ def test_learning_rate_warms_up_and_decays():
     assert rates[0] == pytest.approx(chosen.lr / 10)
     assert rates[-1] < 0.01 * chosen.lr
     assert all(a >= b for a, b in pairwise(rates[10:]))
+
+
+def test_gain_is_over_the_unigram_loss_at_the_same_genes(tmp_path):
+    log = training.pretrain(made_cells(), tmp_path, settings(steps=60))
+    assert math.isclose(log["gain"], log["unigram_loss"] - log["history"][-1]["held_out_loss"], abs_tol=1e-5)
+    assert 0 < log["gain_se"] < 1
+
+
+def test_slow_positions_start_at_zero():
+    slow = training.Preset(1, 2, 16, 32, context=64, batch_tokens=200, lr=5e-3, steps=12, position_lr=0.1)
+    assert not training.new_model(slow, 22, seed=0).get_parameter(training.POSITIONS).any()
+    assert training.new_model(PRESET, 22, seed=0).get_parameter(training.POSITIONS).any()

@@ -75,11 +75,11 @@ def command(out: Path, steps: int | None, restart: bool, as_json: bool | None) -
         progress=lambda entry: console.event("progress", "  " + progress_line(entry), training=entry),
     )
     last = log["history"][-1]
-    gain = log["unigram_loss"] - last["held_out_loss"]
+    gain, error = log["gain"], log["gain_se"]
     console.event(
         "trained",
         f"  cells never seen: {last['held_out_loss']:.3f} nats per hidden gene, "
-        f"{gain:.3f} {'under' if gain > 0 else 'OVER'} gene frequencies alone ({log['unigram_loss']:.3f})",
+        f"{abs(gain):.3f} ± {error:.3f} {'under' if gain > 0 else 'OVER'} gene frequencies alone ({log['unigram_loss']:.3f})",
         held_out_loss=last["held_out_loss"],
         unigram_loss=log["unigram_loss"],
         training_seconds=log["seconds"],
@@ -109,13 +109,17 @@ def _show(console: Console, found: Findings) -> None:
 
     show_top_genes(console, found.genes, found.groups)
     rows = []
-    for lineage, part in found.markers.groupby("lineage", sort=False):
+    for (lineage, panel), part in found.markers.groupby(["lineage", "panel"], sort=False):
         trained, untrained = float(part["trained"].sum()), float(part["untrained"].sum())
         better = "yes" if trained < untrained else "no"
-        rows.append([lineage, " ".join(part["gene"]), f"{trained:.0f}", f"{untrained:.0f}", better])
+        rows.append([lineage, panel, " ".join(part["gene"]), f"{trained:.0f}", f"{untrained:.0f}", better])
+        genes = list(part["gene"])
         console.event(
-            "markers", None, lineage=lineage, genes=list(part["gene"]), trained=trained, untrained=untrained
+            "markers", None, lineage=lineage, panel=panel, genes=genes, trained=trained, untrained=untrained
         )
     console.title("Sum of the ranks of marker genes (lower is better)")
-    console.table(["lineage", "markers", "trained", "untrained", "better"], rows, left=2)
+    console.table(["lineage", "panel", "markers", "trained", "untrained", "better"], rows, left=3)
+    console.note(
+        "tutorial: the markers that scanpy's plotting tutorial names for these cells; usual: a wider panel."
+    )
     console.note(f"Places among {found.adata.n_vars} genes by mean score over the lineage's cells.")

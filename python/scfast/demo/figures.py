@@ -43,20 +43,18 @@ def draw_training(log: dict[str, Any], path: Path) -> None:
 def draw_marker_ranks(markers: pd.DataFrame, path: Path) -> None:
     """Place of every marker gene in the trained and the untrained model's ranking, lineage by lineage."""
     lineages = list(dict.fromkeys(markers["lineage"]))
-    heights = [int((markers["lineage"] == lineage).sum()) + 1.6 for lineage in lineages]
+    heights = [markers[markers["lineage"] == lineage]["gene"].nunique() + 1.6 for lineage in lineages]
     figure, _ = _figure(5.6, 0.26 * sum(heights) + 0.7, empty=True)
     panels = figure.subplots(len(lineages), 1, sharex=True, height_ratios=heights, squeeze=False)[:, 0]
     for ax, lineage in zip(panels, lineages, strict=True):
-        rows = markers[markers["lineage"] == lineage].sort_values("trained")
+        rows = markers[markers["lineage"] == lineage].drop_duplicates("gene").sort_values("trained")
         place = np.arange(len(rows))
         ax.hlines(place, rows["trained"], rows["untrained"], color="#D5DAE0", linewidth=2, zorder=1)
         ax.scatter(rows["untrained"], place, color=UNTRAINED, s=26, zorder=2, label="untrained")
         ax.scatter(rows["trained"], place, color=TRAINED, s=34, zorder=3, label="trained")
         ax.set_yticks(place, rows["gene"], fontsize=8.5)
         ax.set_ylim(len(rows) - 0.4, -0.6)
-        sums = f"sum of ranks {rows['trained'].sum():,.0f} trained, {rows['untrained'].sum():,.0f} untrained"
         ax.set_title(lineage, loc="left", fontsize=10, fontweight="bold")
-        ax.set_title(sums, loc="right", fontsize=8, color=GREY)
         _plain(ax, "x")
     panels[-1].set_xscale("log")
     ticks = [1, 3, 10, 30, 100, 300]
