@@ -102,7 +102,7 @@ def test_json_lines_are_json(data, model, tmp_path):
 def test_embed(data, model, tmp_path):
     invoke("run", data, "--model", f"geneformer:{model}", "--analysis", "embed", "-o", tmp_path)
     (embedding,) = ad.read_h5ad(tmp_path / "cells.h5ad").obsm.values()
-    assert embedding.shape == (40, 64)
+    assert embedding.shape == (40, 128)
 
 
 def test_dry_run_says_what_would_be_done_and_writes_nothing(data, model, tmp_path):

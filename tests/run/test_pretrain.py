@@ -168,9 +168,3 @@ def test_gain_is_over_the_unigram_loss_at_the_same_genes(tmp_path):
     log = training.pretrain(made_cells(), tmp_path, settings(steps=60))
     assert math.isclose(log["gain"], log["unigram_loss"] - log["history"][-1]["held_out_loss"], abs_tol=1e-5)
     assert 0 < log["gain_se"] < 1
-
-
-def test_slow_positions_start_at_zero():
-    slow = training.Preset(1, 2, 16, 32, context=64, batch_tokens=200, lr=5e-3, steps=12, position_lr=0.1)
-    assert not training.new_model(slow, 22, seed=0).get_parameter(training.POSITIONS).any()
-    assert training.new_model(PRESET, 22, seed=0).get_parameter(training.POSITIONS).any()

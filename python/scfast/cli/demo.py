@@ -75,11 +75,11 @@ def command(out: Path, steps: int | None, restart: bool, as_json: bool | None) -
         progress=lambda entry: console.event("progress", "  " + progress_line(entry), training=entry),
     )
     last = log["history"][-1]
-    gain, error = log["gain"], log["gain_se"]
+    gain, side = log["gain"], "under" if log["gain"] > 0 else "OVER"
     console.event(
         "trained",
         f"  cells never seen: {last['held_out_loss']:.3f} nats per hidden gene, "
-        f"{abs(gain):.3f} ± {error:.3f} {'under' if gain > 0 else 'OVER'} gene frequencies alone ({log['unigram_loss']:.3f})",
+        f"{abs(gain):.3f} ± {log['gain_se']:.3f} {side} gene frequencies alone ({log['unigram_loss']:.3f})",
         held_out_loss=last["held_out_loss"],
         unigram_loss=log["unigram_loss"],
         training_seconds=log["seconds"],

@@ -23,7 +23,6 @@ from scfast.run.masking import MaskedBatch, TokenisedCells, length_bucketed_batc
 
 #: Special tokens of Geneformer V1; genes follow.
 PAD, MASK, N_SPECIAL = 0, 1, 2
-POSITIONS = "bert.embeddings.position_embeddings.weight"
 #: Evaluations of the held-out loss, and checkpoints, over a whole run.
 EVALUATIONS = 20
 #: Random streams; a step's numbers depend on (seed, stream, step) alone, so a resumed run repeats them.
@@ -35,9 +34,7 @@ class Preset:
     """Size of a Geneformer, and how it is trained unless told otherwise.
 
     ``steps`` or ``epochs`` is set; ``batch_tokens`` counts padded tokens per step; ``count_noise`` is the
-    share of the cells that are ranked anew in every batch (see :meth:`TokenisedCells.reranked`);
-    ``position_lr`` is the learning rate of the position table relative to the others. Under 1 the table starts
-    at zero: the model first learns which genes go together, and slowly what their ranks add.
+    share of the cells that are ranked anew in every batch (see :meth:`TokenisedCells.reranked`).
     """
 
     layers: int
@@ -52,15 +49,14 @@ class Preset:
     dropout: float = 0.02
     weight_decay: float = 0.001
     count_noise: float = 0.0
-    position_lr: float = 1.0
 
 
-#: ``tiny`` trains in about a minute on two cores, on few cells: hence decay, count noise and slow positions.
+#: ``tiny`` trains in about a minute on two cores, on few cells: hence dropout, decay and count noise.
 #: ``v1-10m`` has the shape and the regularisation of Geneformer V1-10M.
 PRESETS = {
     "tiny": Preset(
-        *(2, 4, 64, 128, 512), batch_tokens=2048, lr=3e-3, steps=2000,
-        dropout=0.0, weight_decay=0.01, count_noise=0.5, position_lr=0.1,
+        *(2, 4, 128, 256, 512), batch_tokens=2048, lr=3e-3, steps=900,
+        dropout=0.1, weight_decay=0.01, count_noise=0.5,
     ),
     "small": Preset(*(4, 4, 256, 512, 1024), batch_tokens=8192, lr=1e-3, epochs=10, count_noise=0.5),
     "v1-10m": Preset(*(6, 4, 256, 512, 2048), batch_tokens=24576, lr=1e-3, epochs=3),
@@ -107,11 +103,7 @@ def new_model(preset: Preset, vocabulary_size: int, seed: int) -> torch.nn.Modul
     config._attn_implementation = "sdpa"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = BertForMaskedLM(config)
-    if preset.position_lr < 1:
-        with torch.no_grad():
-            model.get_parameter(POSITIONS).zero_()
-    return model
+        return BertForMaskedLM(config)
 
 
 def pretrain(
@@ -322,15 +314,11 @@ def _held_out_batches(cells: TokenisedCells, settings: Settings) -> list[MaskedB
 
 
 def _optimiser(model: torch.nn.Module, settings: Settings) -> torch.optim.Optimizer:
-    named = dict(model.named_parameters())
-    positions = [named.pop(POSITIONS)]
-    matrices = [p for p in named.values() if p.dim() > 1]
-    vectors = [p for p in named.values() if p.dim() <= 1]  # biases and layer norms: no decay
-    decay, slow = settings.preset.weight_decay, settings.preset.position_lr
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    vectors = [p for p in model.parameters() if p.dim() <= 1]  # biases and layer norms: no decay
     groups = [
-        {"params": matrices, "weight_decay": decay, "lr_factor": 1.0},
-        {"params": vectors, "weight_decay": 0.0, "lr_factor": 1.0},
-        {"params": positions, "weight_decay": decay, "lr_factor": slow},
+        {"params": matrices, "weight_decay": settings.preset.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.98), foreach=True)
 
@@ -348,7 +336,7 @@ def _train_step(
 ) -> float:
     model.train()
     for group in optimiser.param_groups:
-        group["lr"] = lr * group["lr_factor"]
+        group["lr"] = lr
     optimiser.zero_grad(set_to_none=True)
     loss = masked_loss(model, batch)
     loss.backward()
