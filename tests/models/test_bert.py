@@ -118,7 +118,11 @@ def test_other_dtypes(tmp_path: Path, dtype: torch.dtype) -> None:
     source.forward(tokens, got)
     exact.forward(tokens, wanted)
     assert source.dtype == got.states[3].dtype == dtype
-    torch.testing.assert_close(got.states[3].float(), wanted.states[3], atol=0.1, rtol=0.1)
+    with torch.no_grad():
+        plain = source.hf().eval().bert(input_ids=tokens.ids[None]).last_hidden_state[0]
+    # the rule of precision: at most twice the error of plain torch in the same dtype
+    error = (got.states[3].float() - wanted.states[3]).abs().max()
+    assert error <= 2 * (plain.float() - wanted.states[3]).abs().max()
 
 
 def test_a_cell_longer_than_the_context_is_an_error(tmp_path: Path) -> None:
