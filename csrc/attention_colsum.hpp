@@ -2,7 +2,7 @@
 // residual = a >= 0: the rollout step a * (r'^T A) + (1 - a) * r', r' = r / (a * rho + 1 - a), rho the row sums of A.
 // Queries whose weights are all zero are skipped. row_sums [Tq, Hout] on request.
 #pragma once
-#include "column_sums.hpp"
+#include "partials.hpp"
 
 namespace {
 
@@ -42,7 +42,7 @@ struct ColsumJob {
     return n;
   }
 
-  void strip(const Unit& unit, const Strip& s, const float*, int) const {
+  void strip(const Unit& unit, const Strip& s, const float*, int, Columns* owed) const {
     float rho[kLanes] __attribute__((aligned(64)));
     if (fused_row_sums) {
       for (int lane = 0; lane < s.lanes; lane += W) {
@@ -59,12 +59,10 @@ struct ColsumJob {
     } else {
       for (int i = 0; i < s.rows; i++) rho[i] = row_sum(unit.cell, s.row[i], unit.head);
     }
-    float* sums = partials.of(unit.cell, unit.head, unit.chunk);
-    for (int set = 0; set < a.n_weights; set++) {
-      float w[kLanes] __attribute__((aligned(64)));
-      for (int i = 0; i < kLanes; i++) w[i] = i < s.rows ? weight(unit.cell, set, s.row[i], rho[i]) : 0.f;
-      add_columns(s, w, sums + (size_t)set * unit.cell.keys);
-    }
+    owe(s, a.n_weights, partials.of(unit.cell, unit.head, unit.chunk), unit.cell.keys, owed);
+    for (int set = 0; set < a.n_weights; set++)
+      for (int i = 0; i < kLanes; i++)
+        owed->weight[set * kLanes + i] = i < s.rows ? weight(unit.cell, set, s.row[i], rho[i]) : 0.f;
   }
 
   // Partials to the output of one cell: heads and chunks in index order.
@@ -99,9 +97,9 @@ static bool attention_colsum(const scfast::ColsumArgs* args) {
   float* row_sums = fused ? (float*)malloc(sizeof(float) * (g.total_q + 1)) : nullptr;
   bool done = partials.ready() && (!fused || row_sums);
   const ColsumJob job{*args, partials, row_sums};
-  const Wants wants = {true, false, false};
+  const Wants wants = {true, false, false, args->n_weights};
   if (done)
-    done = fused ? walk_fused(schedule, args->fusion, args->head_weights, job)
+    done = fused ? walk_fused(schedule, args->fusion, args->head_weights, args->n_weights, job)
                  : walk_heads(schedule, Values(), wants, job);
   if (done) {
 #pragma omp parallel for num_threads(g.threads) schedule(dynamic)

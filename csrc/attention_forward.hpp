@@ -1,7 +1,7 @@
 // attention_forward: out and lse of packed cells; received [H, Tk], entropy and max [Tq, H] in the same visit.
 // float32, bfloat16 or float16 in, float32 accumulation; lse in natural logarithms, entropy in nats.
 #pragma once
-#include "column_sums.hpp"
+#include "partials.hpp"
 
 namespace {
 
@@ -15,7 +15,7 @@ struct ForwardJob {
     return unit.rows;
   }
 
-  void strip(const Unit& unit, const Strip& s, const float* out, int columns) const {
+  void strip(const Unit& unit, const Strip& s, const float* out, int columns, Columns* owed) const {
     const Geometry& g = a.where;
     const int64_t row_bytes = a.v_dim * (int64_t)size_of(g.dtype);
     for (int i = 0; i < s.rows; i++) {
@@ -27,9 +27,8 @@ struct ForwardJob {
       if (a.max) a.max[at] = s.inv[i];  // the largest score's exponential is 1
     }
     if (a.received) {
-      float weight[kLanes] __attribute__((aligned(64)));
-      for (int i = 0; i < kLanes; i++) weight[i] = i < s.rows ? 1.f : 0.f;
-      add_columns(s, weight, partials.of(unit.cell, unit.head, unit.chunk));
+      owe(s, 1, partials.of(unit.cell, unit.head, unit.chunk), unit.cell.keys, owed);
+      for (int i = 0; i < kLanes; i++) owed->weight[i] = i < s.rows ? 1.f : 0.f;
     }
   }
 };
@@ -42,7 +41,7 @@ static bool attention_forward(const scfast::ForwardArgs* args) {
   if (!partials.ready()) return false;
   const ForwardJob job{*args, partials};
   const Values values = {args->v, args->v_token, args->v_head, args->v_dim};
-  const Wants wants = {args->received != nullptr, args->entropy != nullptr, true};
+  const Wants wants = {args->received != nullptr, args->entropy != nullptr, true, 1};
   if (!walk_heads(schedule, values, wants, job)) return false;
   if (args->received) {
 #pragma omp parallel for num_threads(g.threads) schedule(dynamic)

@@ -14,7 +14,7 @@ struct RowstatsJob {
     return unit.rows;
   }
 
-  void strip(const Unit& unit, const Strip& s, const float*, int) const {
+  void strip(const Unit& unit, const Strip& s, const float*, int, Columns*) const {
     float entropy[kLanes] __attribute__((aligned(64))), largest[kLanes] __attribute__((aligned(64))),
         sum[kLanes] __attribute__((aligned(64)));
     const float factor = !fused && a.head_weights ? a.head_weights[unit.head] : 1.f;
@@ -79,8 +79,8 @@ static bool attention_rowstats(const scfast::RowstatsArgs* args) {
   const Schedule schedule(g, fused ? 1 : g.heads);
   if (!schedule.ready()) return false;
   const RowstatsJob job{*args, fused};
-  const Wants wants = {true, true, false};
-  return fused ? walk_fused(schedule, args->fusion, args->head_weights, job)
+  const Wants wants = {true, true, false, 0};
+  return fused ? walk_fused(schedule, args->fusion, args->head_weights, 0, job)
                : walk_heads(schedule, Values(), wants, job);
 }
 

@@ -51,7 +51,6 @@ SCFAST_INLINE vf select(vi mask, vf yes, vf no) { return mask ? yes : no; }
 // 2^x for x <= 0; 0 below 2^-126, NaN for NaN. Minimax polynomial of degree 5, exact at 0, error 1e-7.
 SCFAST_INLINE vf exp2_negative(vf x) {
 #if defined(__AVX512F__)
-  x = _mm512_max_ps(splat(-200.f), x);
   const vf f = _mm512_reduce_ps(x, 0x09);  // x - floor(x)
 #else
   const vf clamped = max(splat(-126.f), x);
@@ -66,7 +65,7 @@ SCFAST_INLINE vf exp2_negative(vf x) {
   p = p * f + 6.93151295e-1f;
   p = p * f + 1.f;
 #if defined(__AVX512F__)
-  return _mm512_scalef_ps(p, x);  // scalef multiplies by 2^floor(x)
+  return _mm512_scalef_ps(p, x);  // times 2^floor(x); the fraction of -inf is 0
 #else
   const vi exponent = (vi)shifted - (vi)magic + 127;
   return select(x < splat(-126.f), vf{}, p * (vf)(exponent << 23));

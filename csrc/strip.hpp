@@ -2,13 +2,13 @@
 // scores, softmax with a running maximum and the values' product block by block of keys, then what the job does
 // with the finished strip. Nothing of size queries x keys exists beyond one strip per thread.
 #pragma once
+#include "columns.hpp"
 #include "problem.hpp"
 
 namespace {
 
-constexpr int kVectors = 3;            // a full strip: 48 rows for AVX-512, 24 for AVX2, 12 otherwise
-constexpr int kLanes = kVectors * W;
-constexpr int kKeys = 64;              // keys of a block: its scores stay in the first-level cache
+// Scores of keys out of sight, and the least maximum of a row: 2^(kHidden - kLeast) is 0 and nothing is infinite.
+constexpr float kHidden = -FLT_MAX, kLeast = -1e30f;
 
 // What a job sees. p is un-normalised; p[key][lane] * norm[key / kKeys][lane] is the probability.
 struct Strip {
@@ -17,6 +17,11 @@ struct Strip {
   const int* row;         // [rows] query within the cell
   const float *inv, *lse, *entropy;  // [lanes]: largest probability, natural lse, nats
 };
+
+// Leaves `sets` weightings of a strip's columns to be settled; their weights follow in owed->weight.
+SCFAST_INLINE void owe(const Strip& s, int sets, float* sums, int stride, Columns* owed) {
+  *owed = {sets, s.lanes, s.keys, s.p, s.norm, owed->weight, sums, stride};
+}
 
 struct Score {
   float query_factor, dot_factor;  // before and after the dot product, so that scores are in units of log2
@@ -42,13 +47,14 @@ SCFAST_INLINE Score score_of(const Geometry& g, const Cell& cell, int head, bool
 
 struct Wants {
   bool strip, entropy, values;  // keep p of all keys; row entropy; product with the values
+  int columns;                  // weightings of the rows whose column sums a job takes
 };
 
 // Buffers of one thread for strips of up to kLanes rows.
 template <class Dot>
 struct StripBuffers {
   typename Dot::T *q, *k, *v, *pairs;
-  float *p, *norm, *shift, *out, *row_state, *unpacked;
+  float *p, *norm, *shift, *out, *row_state, *unpacked, *weight;
   int depth, v_columns;  // words per key; padded columns of the values
 
   void take(Scratch& scratch, const Geometry& g, int longest, int v_dim, Wants wants) {
@@ -64,7 +70,16 @@ struct StripBuffers {
     shift = scratch.take<float>((size_t)blocks * kLanes);
     out = scratch.take<float>((size_t)kLanes * v_columns);
     row_state = scratch.take<float>(4 * (size_t)kLanes);
+    weight = scratch.take<float>(wants.columns * (size_t)kLanes);
     unpacked = scratch.take<float>(4 * (size_t)(g.dim > v_dim ? g.dim : v_dim) + 4 * W);
+  }
+
+  size_t value_bytes(int keys) const { return (size_t)(keys / Dot::kPack) * v_columns * sizeof(*v); }
+
+  Columns nothing_owed() const {
+    Columns owed;
+    owed.weight = weight;
+    return owed;
   }
 };
 
@@ -79,7 +94,8 @@ static void adjust(float* p, int first_key, int keys, const Score& score, const 
       vf s = load(p + (key * NV + v) * W);
       if (score.cap > 0) s = splat(score.cap) * tanh(s);
       s = s + bias;
-      if (score.causal) s = select(position > limit[v], splat(-INFINITY), s);
+      s = max(splat(kHidden), s);  // a bias of -inf
+      if (score.causal) s = select(position > limit[v], splat(kHidden), s);
       store(p + (key * NV + v) * W, s);
       largest[v] = max(largest[v], s);
     }
@@ -96,7 +112,7 @@ SCFAST_INLINE void exponentiate(float* p, int keys, const vf* shift, vf* sum, vf
       const vf e = exp2_negative(x);
       store(p + (key * NV + v) * W, e);
       sum[v] += e;
-      if (kEntropy) weighted[v] += e * max(splat(-200.f), x);  // e is 0 where x is -inf
+      if (kEntropy) weighted[v] += e * x;  // both finite: see kHidden
     }
 }
 
@@ -133,9 +149,10 @@ SCFAST_INLINE void weigh_values(const StripBuffers<Bfloat16Pair>& b, const float
 #endif
 
 // One strip of `rows` <= NV * W queries whose panel is in b.q and whose keys (and values) are in b.k (b.v).
+// It takes the place of the strip before it and settles the columns which that one owes, if any.
 template <class Dot, int NV, bool kEntropy>
 static void visit_strip(const StripBuffers<Dot>& b, const Score& score, const int* row, int rows, int n_keys,
-                        Wants wants, Strip* strip) {
+                        Wants wants, Columns* owed, Strip* strip) {
   constexpr int lanes = NV * W;
   vf limit[NV];  // last key each row may see
   int last = n_keys, unmasked = n_keys;
@@ -154,24 +171,35 @@ static void visit_strip(const StripBuffers<Dot>& b, const Score& score, const in
   }
   vf shift[NV], sum[NV], weighted[NV];
   for (int v = 0; v < NV; v++) {
-    shift[v] = splat(-FLT_MAX);
+    shift[v] = splat(kLeast);
     sum[v] = weighted[v] = vf{};
   }
+  if (owed->lanes != lanes || owed->keys > last) settle(owed);
   float decay[lanes] __attribute__((aligned(64)));
   for (int first = 0; first < last; first += kKeys) {
     const int keys = last - first < kKeys ? last - first : kKeys;
     float* p = b.p + (wants.strip ? (size_t)first * lanes : 0);
+    if (first < owed->keys) settle_block<NV>(*owed, first);
     vf largest[NV];
     for (int v = 0; v < NV; v++) largest[v] = splat(-FLT_MAX);
-    for (int key = 0; key < keys; key += KT)
+    // While scores are computed, the block's values come nearer, then the strip's next block: one line per step of a
+    // tile's depth, in the second-level cache before they are needed.
+    const size_t lines = (size_t)b.depth * kCacheLine, value_bytes = wants.values ? b.value_bytes(keys) : 0;
+    const char* values = (const char*)b.v + b.value_bytes(first);
+    for (int key = 0; key < keys; key += KT) {
+      const size_t asked = key / KT * lines;
+      const char* soon = asked < value_bytes ? values + asked
+                         : wants.strip       ? (const char*)(p + kKeys * lanes) + (asked - value_bytes)
+                                             : values;
       score_tile<Dot, NV>(b.q, b.k + (size_t)(first + key) * b.depth, b.depth, b.depth, score.dot_factor, keys - key,
-                          p + key * lanes, largest);
+                          p + key * lanes, largest, soon);
+    }
     if (score.cap > 0 || score.bias || first + keys > unmasked) adjust<NV>(p, first, keys, score, limit, largest);
 
     vf block_sum[NV], block_weighted[NV];
     for (int v = 0; v < NV; v++) {
       const vf next = max(shift[v], largest[v]);
-      const vf step = max(splat(-1e30f), shift[v] - next);
+      const vf step = shift[v] - next;
       const vf keep = exp2_negative(step);
       if (kEntropy) weighted[v] = keep * (weighted[v] + step * sum[v]);
       sum[v] = sum[v] * keep;
@@ -187,6 +215,7 @@ static void visit_strip(const StripBuffers<Dot>& b, const Score& score, const in
     }
     if (wants.values) { weigh_values<NV>(b, p, first, keys, rows, decay); }
   }
+  owed->keys = 0;
   float *inv = b.row_state, *lse = inv + kLanes, *entropy = lse + kLanes;
   for (int v = 0; v < NV; v++) {
     const vi none = sum[v] == vf{};
@@ -208,11 +237,11 @@ static void visit_strip(const StripBuffers<Dot>& b, const Score& score, const in
 // Strips of as many vectors as the rows that are left need.
 template <class Dot>
 static void visit_rows(const StripBuffers<Dot>& b, const Score& score, const int* row, int rows, int n_keys,
-                       Wants wants, Strip* strip) {
+                       Wants wants, Columns* owed, Strip* strip) {
   const int vectors = (rows + W - 1) / W;
-#define SCFAST_VISIT(NV)                                                                 \
-  (wants.entropy ? visit_strip<Dot, NV, true>(b, score, row, rows, n_keys, wants, strip) \
-                 : visit_strip<Dot, NV, false>(b, score, row, rows, n_keys, wants, strip))
+#define SCFAST_VISIT(NV)                                                                       \
+  (wants.entropy ? visit_strip<Dot, NV, true>(b, score, row, rows, n_keys, wants, owed, strip) \
+                 : visit_strip<Dot, NV, false>(b, score, row, rows, n_keys, wants, owed, strip))
   if (vectors == 1)
     SCFAST_VISIT(1);
   else if (vectors == 2)

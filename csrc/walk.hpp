@@ -1,6 +1,6 @@
 // How threads walk over all units of a call: head by head, or with all heads of an element at once.
 // A job says which rows of a unit to visit, job.choose_rows(unit, rows), and takes each finished strip,
-// job.strip(unit, strip, out, columns).
+// job.strip(unit, strip, out, columns, &owed), where it leaves the columns that it wants summed.
 #pragma once
 #include "pack.hpp"
 
@@ -39,13 +39,15 @@ struct HeadWorker {
       packed_cell = unit.cell.index, packed_head = kv_head;
     }
     const Score score = score_of(g, unit.cell, unit.head, Dot::kPack > 1);
+    Columns owed = b.nothing_owed();
     for (int first = 0; first < n_rows; first += kLanes) {
       const int n = n_rows - first < kLanes ? n_rows - first : kLanes;
       pack_queries(g, unit.cell, unit.head, rows + first, n, score.query_factor, b.unpacked, b.q);
       Strip strip;
-      visit_rows(b, score, rows + first, n, unit.cell.keys, wants, &strip);
-      job.strip(unit, strip, b.out, b.v_columns);
+      visit_rows(b, score, rows + first, n, unit.cell.keys, wants, &owed, &strip);
+      job.strip(unit, strip, b.out, b.v_columns, &owed);
     }
+    settle(&owed);
   }
 };
 
@@ -74,6 +76,7 @@ struct FusedWorker {
   const Geometry& g;
   int fusion;
   const float* head_weights;
+  Wants wants;
   const Job& job;
   StripBuffers<Dot> b;
   typename Dot::T* keys = nullptr;
@@ -81,11 +84,10 @@ struct FusedWorker {
   int32_t* rows = nullptr;
   size_t head_size = 0;
   int packed_cell = -1;
-  static constexpr Wants kWants = {true, false, false};
 
   void take(Scratch& scratch, int longest) {
     const int blocks = (longest + kKeys - 1) / kKeys + 1;
-    b.take(scratch, g, longest, 0, kWants);
+    b.take(scratch, g, longest, 0, wants);
     head_size = (size_t)(longest + KT) * b.depth;
     keys = scratch.take<typename Dot::T>(g.kv_heads * head_size);
     fused = scratch.take<float>((size_t)blocks * kKeys * kLanes);
@@ -103,17 +105,19 @@ struct FusedWorker {
     packed_cell = unit.cell.index;
     for (int first = 0; first < n_rows; first += kLanes) {
       const int n = n_rows - first < kLanes ? n_rows - first : kLanes;
+      Columns owed = b.nothing_owed();
       Strip strip;
       for (int h = 0; h < g.heads; h++) {
         const Score score = score_of(g, unit.cell, h, Dot::kPack > 1);
         b.k = keys + (h / (g.heads / g.kv_heads)) * head_size;
         pack_queries(g, unit.cell, h, rows + first, n, score.query_factor, b.unpacked, b.q);
-        visit_rows(b, score, rows + first, n, unit.cell.keys, kWants, &strip);
+        visit_rows(b, score, rows + first, n, unit.cell.keys, wants, &owed, &strip);
         fuse(strip, fusion, head_weights ? head_weights[h] : 1.f, h == 0, fused);
       }
       strip.p = fused;
       strip.norm = ones;
-      job.strip(unit, strip, nullptr, 0);
+      job.strip(unit, strip, nullptr, 0, &owed);
+      settle(&owed);
     }
   }
 };
@@ -153,12 +157,14 @@ static bool walk_heads(const Schedule& schedule, const Values& values, Wants wan
 }
 
 template <class Job>
-static bool walk_fused(const Schedule& schedule, int fusion, const float* head_weights, const Job& job) {
+static bool walk_fused(const Schedule& schedule, int fusion, const float* head_weights, int columns, const Job& job) {
   const Geometry& g = schedule.g;
+  const Wants wants = {true, false, false, columns};
 #if defined(SCFAST_BF16)
-  if (g.dtype == kBfloat16) return walk(schedule, FusedWorker<Bfloat16Pair, Job>{g, fusion, head_weights, job, {}});
+  if (g.dtype == kBfloat16)
+    return walk(schedule, FusedWorker<Bfloat16Pair, Job>{g, fusion, head_weights, wants, job, {}});
 #endif
-  return walk(schedule, FusedWorker<Float32, Job>{g, fusion, head_weights, job, {}});
+  return walk(schedule, FusedWorker<Float32, Job>{g, fusion, head_weights, wants, job, {}});
 }
 
 }  // namespace

@@ -1,51 +1,8 @@
-// Column sums of strips, and partial sums that are added in index order, so that threads never change a result.
+// Partial column sums, one per unit, that are added in index order, so that threads never change a result.
 #pragma once
 #include "walk.hpp"
 
 namespace {
-
-// sums[key] += sum_lane weight[lane] * probability[key][lane]; weight is 0 on lanes without a row.
-template <int NV>
-static void add_column_sums(const Strip& s, const float* weight, float* sums) {
-  for (int first = 0; first < s.keys; first += kKeys) {
-    const int keys = s.keys - first < kKeys ? s.keys - first : kKeys;
-    const float* norm = s.norm + (first / kKeys) * NV * W;
-    vf factor[NV];
-    for (int v = 0; v < NV; v++) factor[v] = load(weight + v * W) * load(norm + v * W);
-    int key = 0;
-    for (; key + W <= keys; key += W) {
-      const float* p = s.p + (size_t)(first + key) * NV * W;
-      vf each[W];
-#pragma GCC unroll 16
-      for (int i = 0; i < W; i++) {
-        each[i] = factor[0] * load(p + i * NV * W);
-#pragma GCC unroll 4
-        for (int v = 1; v < NV; v++) each[i] += factor[v] * load(p + (i * NV + v) * W);
-      }
-      storeu(sums + first + key, loadu(sums + first + key) + sum_each(each));
-    }
-    if (key < keys) {
-      const float* p = s.p + (size_t)(first + key) * NV * W;
-      vf each[W];
-      for (int i = 0; i < W; i++) {
-        each[i] = vf{};
-        if (key + i < keys)
-          for (int v = 0; v < NV; v++) each[i] += factor[v] * load(p + (i * NV + v) * W);
-      }
-      const vf total = sum_each(each);
-      for (int i = 0; key + i < keys; i++) sums[first + key + i] += total[i];
-    }
-  }
-}
-
-SCFAST_INLINE void add_columns(const Strip& s, const float* weight, float* sums) {
-  if (s.lanes == W)
-    add_column_sums<1>(s, weight, sums);
-  else if (s.lanes == 2 * W)
-    add_column_sums<2>(s, weight, sums);
-  else
-    add_column_sums<3>(s, weight, sums);
-}
 
 // One row of keys for every unit and every set of weights.
 struct Partials {

@@ -1,0 +1,66 @@
+// Column sums of strips: sums[set][key] += sum_lane weight[set][lane] * probability[key][lane].
+// The final norm of a row is known once its strip is finished, and by then a long strip has left the second-level
+// cache. So a strip owes its column sums: they are settled block by block when the next strip comes to overwrite it.
+#pragma once
+#include "gemm_tile.hpp"
+
+namespace {
+
+constexpr int kVectors = 3;  // a full strip: 48 rows for AVX-512, 24 for AVX2, 12 otherwise
+constexpr int kLanes = kVectors * W;
+constexpr int kKeys = 64;  // keys of a block: its scores stay in the first-level cache
+
+struct Columns {
+  int sets = 0, lanes = 0, keys = 0;           // keys 0: nothing is owed
+  const float *p = nullptr, *norm = nullptr;   // of the strip
+  float *weight = nullptr, *sums = nullptr;    // [sets][kLanes], 0 on lanes without a row; [sets][stride]
+  int stride = 0;
+};
+
+template <int NV>
+static void settle_block(const Columns& owed, int first) {
+  const int keys = owed.keys - first < kKeys ? owed.keys - first : kKeys;
+  const float* norm = owed.norm + (first / kKeys) * NV * W;
+  for (int set = 0; set < owed.sets; set++) {
+    float* sums = owed.sums + (size_t)set * owed.stride + first;
+    vf factor[NV];
+    for (int v = 0; v < NV; v++) factor[v] = load(owed.weight + set * kLanes + v * W) * load(norm + v * W);
+    int key = 0;
+    for (; key + W <= keys; key += W) {
+      const float* p = owed.p + (size_t)(first + key) * NV * W;
+      vf each[W];
+#pragma GCC unroll 16
+      for (int i = 0; i < W; i++) {
+        each[i] = factor[0] * load(p + i * NV * W);
+#pragma GCC unroll 4
+        for (int v = 1; v < NV; v++) each[i] += factor[v] * load(p + (i * NV + v) * W);
+      }
+      storeu(sums + key, loadu(sums + key) + sum_each(each));
+    }
+    if (key < keys) {
+      const float* p = owed.p + (size_t)(first + key) * NV * W;
+      vf each[W];
+      for (int i = 0; i < W; i++) {
+        each[i] = vf{};
+        if (key + i < keys)
+          for (int v = 0; v < NV; v++) each[i] += factor[v] * load(p + (i * NV + v) * W);
+      }
+      const vf total = sum_each(each);
+      for (int i = 0; key + i < keys; i++) sums[key + i] += total[i];
+    }
+  }
+}
+
+static void settle(Columns* owed) {
+  for (int first = 0; first < owed->keys; first += kKeys) {
+    if (owed->lanes == W)
+      settle_block<1>(*owed, first);
+    else if (owed->lanes == 2 * W)
+      settle_block<2>(*owed, first);
+    else
+      settle_block<3>(*owed, first);
+  }
+  owed->keys = 0;
+}
+
+}  // namespace
