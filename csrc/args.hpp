@@ -37,6 +37,16 @@ struct ForwardArgs {
   float* max;                                   // [Tq, H] or null
 };
 
+struct BackwardArgs {
+  Geometry where;
+  const void* v;                                // [Tk, Hkv, Dv]
+  int64_t v_token, v_head;
+  int v_dim;
+  const void *out, *d_out;                      // [Tq, H, Dv], contiguous, dtype of q
+  const float* lse;                             // [Tq, H]
+  void *dq, *dk, *dv;                           // [Tq, H, D], [Tk, Hkv, D], [Tk, Hkv, Dv], contiguous, dtype of q
+};
+
 struct ColsumArgs {
   Geometry where;
   const float* row_weights;                     // [R, Tq]

@@ -79,15 +79,19 @@ SCFAST_INLINE void score_tile(const typename Dot::T* q, const typename Dot::T* k
 
 constexpr int kValuesAhead = 8;  // keys; measured: 0 and 64 are slower
 
-// out[row][0 : NC*W] = decay[row] * out + sum_key p[key][row] * v[key][:], for RT rows.
-template <class Dot, int RT, int NC>
+// out[row][0 : NC*W] = decay[row] * out + sum_key p[key][row] * v[key][:], for RT rows; without decay, added to out.
+// kByRow: p is [row][key].
+template <class Dot, int RT, int NC, bool kByRow>
 SCFAST_INLINE void value_tile(const typename Dot::T* p, int ldp, const typename Dot::T* v, int ldv, int keys,
                               const float* decay, bool first, float* out, int ldo) {
   vf acc[RT][NC];
 #pragma GCC unroll 8
   for (int r = 0; r < RT; r++)
 #pragma GCC unroll 4
-    for (int c = 0; c < NC; c++) acc[r][c] = first ? vf{} : load(out + r * ldo + c * W) * decay[r];
+    for (int c = 0; c < NC; c++) {
+      acc[r][c] = first ? vf{} : load(out + r * ldo + c * W);
+      if (decay) acc[r][c] = acc[r][c] * decay[r];
+    }
   for (int key = 0; key < keys; key++) {
     typename Dot::V value[NC];
 #pragma GCC unroll 4
@@ -97,7 +101,7 @@ SCFAST_INLINE void value_tile(const typename Dot::T* p, int ldp, const typename 
     }
 #pragma GCC unroll 8
     for (int r = 0; r < RT; r++) {
-      const typename Dot::V weight = Dot::all(p[key * ldp + r]);
+      const typename Dot::V weight = Dot::all(kByRow ? p[r * ldp + key] : p[key * ldp + r]);
 #pragma GCC unroll 4
       for (int c = 0; c < NC; c++) acc[r][c] = Dot::dot(acc[r][c], weight, value[c]);
     }
@@ -114,29 +118,46 @@ constexpr int kValueColumns = 4;
 constexpr int kValueColumns = 2;
 #endif
 
-template <class Dot, int NC>
-SCFAST_INLINE void value_columns(const typename Dot::T* p, int lanes, int rows, const typename Dot::T* v, int ldv,
-                                 int keys, const float* decay, bool first, float* out, int ldo) {
+// `room`: rows that may be written, `rows` of which matter.
+template <class Dot, int NC, bool kByRow>
+SCFAST_INLINE void value_columns(const typename Dot::T* p, int ldp, int room, int rows, const typename Dot::T* v,
+                                 int ldv, int keys, const float* decay, bool first, float* out, int ldo) {
+  const int step = kByRow ? ldp : 1;  // of p from row to row
   int r = 0;
-  for (; r + 6 <= lanes && r < rows; r += 6)
-    value_tile<Dot, 6, NC>(p + r, lanes, v, ldv, keys, decay + r, first, out + r * ldo, ldo);
-  for (; r + 4 <= lanes && r < rows; r += 4)
-    value_tile<Dot, 4, NC>(p + r, lanes, v, ldv, keys, decay + r, first, out + r * ldo, ldo);
-  for (; r < rows; r += 2)  // lanes are even
-    value_tile<Dot, 2, NC>(p + r, lanes, v, ldv, keys, decay + r, first, out + r * ldo, ldo);
+#define SCFAST_ROWS(RT)                                                                                               \
+  value_tile<Dot, RT, NC, kByRow>(p + r * step, ldp, v, ldv, keys, decay ? decay + r : nullptr, first, out + r * ldo, \
+                                  ldo)
+  for (; r + 6 <= room && r < rows; r += 6) SCFAST_ROWS(6);
+  for (; r + 4 <= room && r < rows; r += 4) SCFAST_ROWS(4);
+  for (; r + 2 <= room && r < rows; r += 2) SCFAST_ROWS(2);
+  for (; r < rows; r++) SCFAST_ROWS(1);
+#undef SCFAST_ROWS
+}
+
+template <class Dot, bool kByRow>
+SCFAST_INLINE void value_product(const typename Dot::T* p, int ldp, int room, int rows, const typename Dot::T* v,
+                                 int columns, int keys, const float* decay, bool first, float* out) {
+  int c = 0;
+  for (; c + kValueColumns * W <= columns; c += kValueColumns * W)
+    value_columns<Dot, kValueColumns, kByRow>(p, ldp, room, rows, v + c, columns, keys, decay, first, out + c, columns);
+  for (; c + 2 * W <= columns; c += 2 * W)
+    value_columns<Dot, 2, kByRow>(p, ldp, room, rows, v + c, columns, keys, decay, first, out + c, columns);
+  for (; c < columns; c += W)
+    value_columns<Dot, 1, kByRow>(p, ldp, room, rows, v + c, columns, keys, decay, first, out + c, columns);
 }
 
 // out[rows][columns] as in value_tile, for a block of keys; `columns` is a multiple of W.
 template <class Dot>
 static void value_block(const typename Dot::T* p, int lanes, int rows, const typename Dot::T* v, int columns, int keys,
                         const float* decay, bool first, float* out) {
-  int c = 0;
-  for (; c + kValueColumns * W <= columns; c += kValueColumns * W)
-    value_columns<Dot, kValueColumns>(p, lanes, rows, v + c, columns, keys, decay, first, out + c, columns);
-  for (; c + 2 * W <= columns; c += 2 * W)
-    value_columns<Dot, 2>(p, lanes, rows, v + c, columns, keys, decay, first, out + c, columns);
-  for (; c < columns; c += W)
-    value_columns<Dot, 1>(p, lanes, rows, v + c, columns, keys, decay, first, out + c, columns);
+  value_product<Dot, false>(p, lanes, lanes, rows, v, columns, keys, decay, first, out);
+}
+
+// out[key][columns] += sum_row p[key][row] * x[row][columns].
+template <class Dot>
+static void product_by_row(const typename Dot::T* p, int lanes, int keys, const typename Dot::T* x, int columns,
+                           int rows, float* out) {
+  value_product<Dot, true>(p, lanes, keys, keys, x, columns, rows, nullptr, false, out);
 }
 
 }  // namespace

@@ -9,6 +9,7 @@ struct Kernels {
   bool (*attention_forward)(const ForwardArgs*);   // false: out of memory for the working buffers
   bool (*attention_colsum)(const ColsumArgs*);
   bool (*attention_rowstats)(const RowstatsArgs*);
+  bool (*attention_backward)(const BackwardArgs*);
 };
 
 extern "C" {

@@ -133,6 +133,12 @@ NB_MODULE(_kernels, m) {
         ForwardArgs{where, at<void>(v), std::get<0>(v_strides), std::get<1>(v_strides), v_dim, at<void>(out),
                     at<float>(lse), at<float>(received), at<float>(entropy), at<float>(max)});
   });
+  m.def("attention_backward", [](const Geometry& where, uintptr_t v, Strides v_strides, int v_dim, uintptr_t out,
+                                 uintptr_t d_out, uintptr_t lse, uintptr_t dq, uintptr_t dk, uintptr_t dv) {
+    run(chosen->attention_backward,
+        BackwardArgs{where, at<void>(v), std::get<0>(v_strides), std::get<1>(v_strides), v_dim, at<void>(out),
+                     at<void>(d_out), at<float>(lse), at<void>(dq), at<void>(dk), at<void>(dv)});
+  });
   m.def("attention_colsum", [](const Geometry& where, uintptr_t row_weights, int n_weights, int fusion,
                                uintptr_t head_weights, float residual, uintptr_t sums, uintptr_t row_sums) {
     run(chosen->attention_colsum, ColsumArgs{where, at<float>(row_weights), n_weights, fusion, at<float>(head_weights),

@@ -8,6 +8,25 @@ SCFAST_INLINE const void* element(const void* base, int64_t index, int dtype) {
   return (const char*)base + index * (int64_t)size_of(dtype);
 }
 
+// to[column][0:4] = factor * from[0:4][column]
+SCFAST_INLINE void transpose(const float* const* from, int columns, float factor, int ld, float* to) {
+  int c = 0;
+#if defined(__SSE2__)
+  const __m128 f = _mm_set1_ps(factor);
+  for (; c + 4 <= columns; c += 4) {
+    __m128 x0 = _mm_loadu_ps(from[0] + c), x1 = _mm_loadu_ps(from[1] + c), x2 = _mm_loadu_ps(from[2] + c),
+           x3 = _mm_loadu_ps(from[3] + c);
+    _MM_TRANSPOSE4_PS(x0, x1, x2, x3);
+    _mm_store_ps(to + (c + 0) * ld, _mm_mul_ps(x0, f));
+    _mm_store_ps(to + (c + 1) * ld, _mm_mul_ps(x1, f));
+    _mm_store_ps(to + (c + 2) * ld, _mm_mul_ps(x2, f));
+    _mm_store_ps(to + (c + 3) * ld, _mm_mul_ps(x3, f));
+  }
+#endif
+  for (; c < columns; c++)
+    for (int i = 0; i < 4; i++) to[c * ld + i] = from[i][c] * factor;
+}
+
 // q panel [dim][lanes] of the given rows, times the score's factor; lanes without a row are 0.
 static void pack_queries(const Geometry& g, const Cell& cell, int head, const int* row, int rows, float factor,
                          float* unpacked, float* panel) {
@@ -29,21 +48,7 @@ static void pack_queries(const Geometry& g, const Cell& cell, int head, const in
         x[i] = copy;
       }
     }
-    int d = 0;
-#if defined(__SSE2__)
-    const __m128 f = _mm_set1_ps(factor);
-    for (; d + 4 <= dim; d += 4) {
-      __m128 a = _mm_loadu_ps(x[0] + d), b = _mm_loadu_ps(x[1] + d), c = _mm_loadu_ps(x[2] + d),
-             e = _mm_loadu_ps(x[3] + d);
-      _MM_TRANSPOSE4_PS(a, b, c, e);
-      _mm_store_ps(panel + (d + 0) * lanes + lane, _mm_mul_ps(a, f));
-      _mm_store_ps(panel + (d + 1) * lanes + lane, _mm_mul_ps(b, f));
-      _mm_store_ps(panel + (d + 2) * lanes + lane, _mm_mul_ps(c, f));
-      _mm_store_ps(panel + (d + 3) * lanes + lane, _mm_mul_ps(e, f));
-    }
-#endif
-    for (; d < dim; d++)
-      for (int i = 0; i < 4; i++) panel[d * lanes + lane + i] = x[i][d] * factor;
+    transpose(x, dim, factor, lanes, panel + lane);
   }
 }
 
@@ -65,6 +70,17 @@ static void pack_values(const void* v, int64_t token, int64_t head_stride, int v
     prefetch_row(element(first, (j + kRowsAhead) * token, dtype), v_dim * size_of(dtype));
     to_float(element(first, j * token, dtype), dtype, v_dim, to);
     for (int c = v_dim; c < columns; c++) to[c] = 0.f;
+  }
+}
+
+// panel[column][lane] = factor * rows[lane][column]; `rows` has room for whole vectors of lanes, `zero` is such a row.
+static void to_panel(const float* rows, int ld, int n_rows, int columns, float factor, const float* zero,
+                     float* panel) {
+  const int lanes = (n_rows + W - 1) / W * W;
+  for (int lane = 0; lane < lanes; lane += 4) {
+    const float* x[4];
+    for (int i = 0; i < 4; i++) x[i] = lane + i < n_rows ? rows + (size_t)(lane + i) * ld : zero;
+    transpose(x, columns, factor, lanes, panel + lane);
   }
 }
 

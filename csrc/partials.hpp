@@ -22,7 +22,7 @@ struct Partials {
     for (int i = 0; i < s.n_cells; i++) {
       const Cell cell = cell_at(g, s.cells[i]);
       slot[cell.index] = i;
-      first[i + 1] = first[i] + (int64_t)s.heads * units_of(cell) * cell.keys;
+      first[i + 1] = first[i] + (int64_t)s.heads * s.chunks_of(cell) * cell.keys;
     }
     sums = (float*)malloc(sizeof(float) * (size_t)first[s.n_cells] * sets + 64);
   }
@@ -35,14 +35,14 @@ struct Partials {
   bool ready() const { return sums && first && slot; }
 
   float* of(const Cell& cell, int head, int chunk) const {
-    return sums + (first[slot[cell.index]] + (int64_t)(head * units_of(cell) + chunk) * cell.keys) * sets;
+    return sums + (first[slot[cell.index]] + (int64_t)(head * schedule.chunks_of(cell) + chunk) * cell.keys) * sets;
   }
 
   // to[key] = sum over chunks of one head and set, times a factor; added to what is there unless `fresh`.
   void collect(const Cell& cell, int head, int set, float factor, bool fresh, float* to) const {
     if (fresh && cell.keys) memset(to, 0, sizeof(float) * cell.keys);
     if (slot[cell.index] < 0) return;
-    for (int chunk = 0; chunk < units_of(cell); chunk++) {
+    for (int chunk = 0; chunk < schedule.chunks_of(cell); chunk++) {
       const float* from = of(cell, head, chunk) + (size_t)set * cell.keys;
       for (int j = 0; j < cell.keys; j++) to[j] += factor * from[j];
     }

@@ -36,9 +36,7 @@ SCFAST_INLINE int longest_key_list(const Geometry& g) {
   return longest;
 }
 
-SCFAST_INLINE int units_of(const Cell& cell) { return (cell.queries + kRowsPerUnit - 1) / kRowsPerUnit; }
-
-// A unit of work: up to kRowsPerUnit queries of one head (or of all heads at once: head 0) of one cell.
+// A unit of work: some queries of one head (or of all heads at once: head 0) of one cell.
 struct Unit {
   Cell cell;
   int head, chunk, first_row, rows;
@@ -49,11 +47,13 @@ struct Unit {
 struct Schedule {
   const Geometry& g;
   int heads;        // head slots per cell: H, or 1 when the heads of an element are visited together
+  int rows;         // queries of a unit at most
   int n_cells = 0;  // cells that have queries
   int32_t* cells = nullptr;
   int64_t* first_unit = nullptr;  // [n_cells + 1]
 
-  Schedule(const Geometry& geometry, int head_slots) : g(geometry), heads(head_slots) {
+  Schedule(const Geometry& geometry, int head_slots, int rows_per_unit = kRowsPerUnit)
+      : g(geometry), heads(head_slots), rows(rows_per_unit) {
     cells = (int32_t*)malloc(sizeof(int32_t) * (g.n_cells + 1));
     first_unit = (int64_t*)malloc(sizeof(int64_t) * (g.n_cells + 1));
     if (!cells || !first_unit) return;
@@ -61,7 +61,7 @@ struct Schedule {
     for (int w = 0; w < g.n_work; w++) {
       if (g.work[2 * w + 1] != 0) continue;  // a cell's later chunks
       cells[n_cells] = g.work[2 * w];
-      first_unit[n_cells + 1] = first_unit[n_cells] + (int64_t)heads * units_of(cell_at(g, cells[n_cells]));
+      first_unit[n_cells + 1] = first_unit[n_cells] + (int64_t)heads * chunks_of(cell_at(g, cells[n_cells]));
       n_cells++;
     }
   }
@@ -72,6 +72,7 @@ struct Schedule {
   Schedule(const Schedule&) = delete;
   bool ready() const { return cells && first_unit; }
   int64_t units() const { return first_unit[n_cells]; }
+  int chunks_of(const Cell& cell) const { return (cell.queries + rows - 1) / rows; }
 
   Unit unit(int64_t index) const {
     int low = 0, high = n_cells - 1;  // the last cell whose first unit is not beyond index
@@ -85,11 +86,11 @@ struct Schedule {
     Unit u;
     u.cell = cell_at(g, cells[low]);
     const int64_t within = index - first_unit[low];
-    const int chunks = units_of(u.cell);
+    const int chunks = chunks_of(u.cell);
     u.head = (int)(within / chunks);
     u.chunk = (int)(within % chunks);
-    u.first_row = u.chunk * kRowsPerUnit;
-    u.rows = u.cell.queries - u.first_row < kRowsPerUnit ? u.cell.queries - u.first_row : kRowsPerUnit;
+    u.first_row = u.chunk * rows;
+    u.rows = u.cell.queries - u.first_row < rows ? u.cell.queries - u.first_row : rows;
     return u;
   }
 };

@@ -1,5 +1,6 @@
 // The table of one instruction set: include after defining SCFAST_ISA.
 #pragma once
+#include "attention_backward.hpp"
 #include "attention_colsum.hpp"
 #include "attention_forward.hpp"
 #include "attention_rowstats.hpp"
@@ -11,8 +12,5 @@
 #define SCFAST_TEXT(a) SCFAST_TEXT_(a)
 
 extern "C" const scfast::Kernels scfast::SCFAST_NAME(scfast_, SCFAST_ISA) = {
-    SCFAST_TEXT(SCFAST_ISA),
-    attention_forward,
-    attention_colsum,
-    attention_rowstats,
+    SCFAST_TEXT(SCFAST_ISA), attention_forward, attention_colsum, attention_rowstats, attention_backward,
 };

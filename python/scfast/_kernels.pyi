@@ -47,6 +47,19 @@ def attention_forward(
     max: int,
     /,
 ) -> None: ...
+def attention_backward(
+    where: Geometry,
+    v: int,
+    v_strides: tuple[int, int],
+    v_dim: int,
+    out: int,
+    d_out: int,
+    lse: int,
+    dq: int,
+    dk: int,
+    dv: int,
+    /,
+) -> None: ...
 def attention_colsum(
     where: Geometry,
     row_weights: int,

@@ -20,6 +20,7 @@ def arguments(op: str, dtype: torch.dtype = torch.float32, **extra: Any) -> tupl
     where = (packing.cu_seqlens_q, packing.cu_seqlens_k, packing.work, packing.causal_offset)
     score = (extra.get("bias"), 0.25, extra.get("softcap", 0.0), extra.get("causal", False))
     heads, weights = extra.get("heads", "mean"), extra.get("head_weights")
+    out = case.v.new_ones(38, 4, 8)
     wanted = extra.get("wanted", (True, True, True))
     return {
         "attention_forward": (
@@ -30,12 +31,13 @@ def arguments(op: str, dtype: torch.dtype = torch.float32, **extra: Any) -> tupl
             *score,
             *wanted,
         ),
+        "attention_backward": (out.clone(), case.q, case.k, case.v, out, torch.ones(38, 4), *where, *score),
         "attention_colsum": (case.q, case.k, *where, *score, torch.rand(3, 38), heads, weights, None, True),
         "attention_rowstats": (case.q, case.k, *where, *score, heads, weights),
     }[op]
 
 
-OPS = ("attention_forward", "attention_colsum", "attention_rowstats")
+OPS = ("attention_forward", "attention_backward", "attention_colsum", "attention_rowstats")
 
 
 @pytest.mark.parametrize("op", OPS)

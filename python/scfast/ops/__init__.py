@@ -1,14 +1,17 @@
 """The ops: contract, checks, dispatch and torch registration of each kernel."""
 
+from scfast.ops.attention_backward import AttentionGradients, attention_backward
 from scfast.ops.attention_colsum import attention_colsum
 from scfast.ops.attention_forward import AttentionOutput, attention_forward
 from scfast.ops.attention_rowstats import RowStats, attention_rowstats
 from scfast.ops.rank_values import RankedCells, rank_values
 
 __all__ = [
+    "AttentionGradients",
     "AttentionOutput",
     "RankedCells",
     "RowStats",
+    "attention_backward",
     "attention_colsum",
     "attention_forward",
     "attention_rowstats",

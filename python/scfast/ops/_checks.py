@@ -34,6 +34,26 @@ def check_v(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, packing: Packing)
     _check_same("v", v, q, packing)
 
 
+def check_gradient(
+    q: torch.Tensor, v: torch.Tensor, d_out: torch.Tensor, out: torch.Tensor, lse: torch.Tensor
+) -> None:
+    """Refuse what attention_forward did not return for q and v, and a gradient of another shape."""
+    shape = (q.shape[0], q.shape[1], v.shape[2])
+    for name, x, wanted, dtype in (
+        ("d_out", d_out, shape, q.dtype),
+        ("out", out, shape, q.dtype),
+        ("lse", lse, shape[:2], torch.float32),
+    ):
+        if tuple(x.shape) != wanted:
+            raise ValueError(
+                f"{name} has shape {tuple(x.shape)}; attention_forward returns {wanted} for these inputs"
+            )
+        if x.dtype != dtype:
+            raise TypeError(f"{name} is {x.dtype}, expected {dtype}")
+        if x.device != q.device:
+            raise ValueError(f"{name} is on {x.device} and q on {q.device}: move them together")
+
+
 def _check_packed(name: str, x: torch.Tensor, total: int) -> None:
     if x.dim() != 3:
         raise ValueError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from scfast import _kernels, reference
@@ -102,28 +104,13 @@ def attention_colsum(
     return (sums, rho) if row_sums else sums
 
 
-def _cpu_impl(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    cu_seqlens_q: torch.Tensor,
-    cu_seqlens_k: torch.Tensor,
-    work: torch.Tensor,
-    causal_offset: torch.Tensor,
-    key_bias: torch.Tensor | None,
-    scale: float,
-    softcap: float,
-    causal: bool,
-    row_weights: torch.Tensor,
-    heads: str,
-    head_weights: torch.Tensor | None,
-    residual: float | None,
-    row_sums: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _cpu_impl(q: torch.Tensor, k: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    *packing_and_score, row_weights, heads, head_weights, residual, row_sums = rest
     q, k, row_weights = _cpu.dense_rows(q), _cpu.dense_rows(k), row_weights.contiguous()
     sums, rho = _allocate(q, k, row_weights, heads, row_sums)
     fusion, factors = _cpu.fusion(q, heads, head_weights)
     _kernels.attention_colsum(
-        _cpu.geometry(q, k, cu_seqlens_q, cu_seqlens_k, work, causal_offset, key_bias, scale, softcap, causal),
+        _cpu.geometry(q, k, *packing_and_score),
         _cpu.pointer(row_weights), row_weights.shape[0], fusion, _cpu.pointer(factors),
         -1.0 if residual is None else residual, _cpu.pointer(sums), _cpu.pointer(rho),
     )  # fmt: skip
@@ -138,23 +125,8 @@ def _allocate(
     return sums, q.new_empty((q.shape[0], n_out) if row_sums else (0,), dtype=torch.float32)
 
 
-def _fake(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    cu_seqlens_q: torch.Tensor,
-    cu_seqlens_k: torch.Tensor,
-    work: torch.Tensor,
-    causal_offset: torch.Tensor,
-    key_bias: torch.Tensor | None,
-    scale: float,
-    softcap: float,
-    causal: bool,
-    row_weights: torch.Tensor,
-    heads: str,
-    head_weights: torch.Tensor | None,
-    residual: float | None,
-    row_sums: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _fake(q: torch.Tensor, k: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    row_weights, heads, _, _, row_sums = rest[-5:]
     return _allocate(q, k, row_weights, heads, row_sums)
 
 

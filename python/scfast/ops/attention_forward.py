@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -83,8 +83,8 @@ def attention_forward(
 
     Notes
     -----
-    Under autograd, ``out`` comes from torch's scaled_dot_product_attention cell by cell, so that it can be
-    differentiated; the statistics are constants.
+    ``out`` can be differentiated with respect to q, k and v; they, ``out`` and ``lse`` are saved for
+    :func:`attention_backward`. ``lse`` and the statistics are constants.
 
     Examples
     --------
@@ -98,14 +98,6 @@ def attention_forward(
     check_v(q, k, v, packing)
     scale, cap, bias = check_score(q, packing, scale, softcap, key_bias)
     chosen = choose("attention_forward", backend, q=q, k=k, v=v)
-    given = (q, k, v)
-    differentiable = torch.is_grad_enabled() and any(x.requires_grad for x in given)
-    if differentiable:
-        if softcap:
-            raise NotImplementedError(
-                "softcap under autograd is not implemented: call under torch.no_grad(), or without softcap"
-            )
-        q, k, v = (x.detach() for x in given)
     if chosen == "reference":
         full = reference.attention_forward(
             q, k, v, packing, scale=scale, softcap=softcap, key_bias=bias, causal=causal
@@ -117,83 +109,15 @@ def attention_forward(
             q, k, v, packing.cu_seqlens_q, packing.cu_seqlens_k, packing.work, packing.causal_offset,
             bias, scale, cap, causal, received, entropy, max,
         )  # fmt: skip
-    if differentiable:
-        out = _sdpa_by_cell(*given, packing, scale, bias, causal)
     wanted = (received, entropy, max)
     return AttentionOutput(out, lse, *(x if want else None for x, want in zip(stats, wanted, strict=True)))
 
 
-def _sdpa_by_cell(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    packing: Packing,
-    scale: float,
-    bias: torch.Tensor | None,
-    causal: bool,
-) -> torch.Tensor:
-    """``out`` as torch's own attention computes it, which autograd can differentiate."""
-    biases = [None] * packing.n_cells if bias is None else packing.split_k(bias)
-    offsets = packing.causal_offset.tolist() if causal else [None] * packing.n_cells
-    parts = [
-        _sdpa(*cell, scale=scale)
-        for cell in zip(
-            packing.split_q(q), packing.split_k(k), packing.split_k(v), biases, offsets, strict=True
-        )
-    ]
-    return torch.cat(parts) if parts else q.new_zeros((0, q.shape[1], v.shape[2]))
-
-
-def _sdpa(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    bias: torch.Tensor | None,
-    offset: int | None,
-    *,
-    scale: float,
-) -> torch.Tensor:
-    """One cell by torch's own attention: [nq, H, D], [nk, Hkv, D] -> [nq, H, Dv]."""
-    if q.shape[0] == 0 or k.shape[0] == 0:
-        return q.new_zeros((q.shape[0], q.shape[1], v.shape[2])) + 0 * (q.sum() + k.sum() + v.sum())
-    mask = None
-    if bias is not None:
-        mask = bias.T[:, None, :].to(q.dtype).expand(q.shape[1], q.shape[0], -1)
-    if offset is not None:
-        row = torch.arange(q.shape[0], device=q.device)[:, None]
-        seen = torch.arange(k.shape[0], device=q.device)[None, :] <= row + offset
-        hidden = torch.zeros(seen.shape, dtype=q.dtype, device=q.device).masked_fill(~seen, -torch.inf)
-        mask = hidden if mask is None else mask + hidden
-    group = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
-    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))  # [1, H, n, D]
-    out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)[0]
-    if offset is not None and offset < 0:  # queries before the first key see nothing
-        out = torch.where((row + offset >= 0)[None], out, 0.0)
-    return out.transpose(0, 1)
-
-
-def _cpu_impl(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    cu_seqlens_q: torch.Tensor,
-    cu_seqlens_k: torch.Tensor,
-    work: torch.Tensor,
-    causal_offset: torch.Tensor,
-    key_bias: torch.Tensor | None,
-    scale: float,
-    softcap: float,
-    causal: bool,
-    received: bool,
-    entropy: bool,
-    max: bool,
-) -> tuple[torch.Tensor, ...]:
+def _cpu_impl(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, ...]:
+    *packing_and_score, received, entropy, max = rest
     q, k, v = _cpu.dense_rows(q), _cpu.dense_rows(k), _cpu.dense_rows(v)
     results = _allocate(q, k, v, received, entropy, max)
-    where = _cpu.geometry(
-        q, k, cu_seqlens_q, cu_seqlens_k, work, causal_offset, key_bias, scale, softcap, causal
-    )
+    where = _cpu.geometry(q, k, *packing_and_score)
     _kernels.attention_forward(
         where, _cpu.pointer(v), (v.stride(0), v.stride(1)), v.shape[2], *(_cpu.pointer(x) for x in results)
     )
@@ -217,24 +141,28 @@ def _allocate(
     )
 
 
-def _fake(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    cu_seqlens_q: torch.Tensor,
-    cu_seqlens_k: torch.Tensor,
-    work: torch.Tensor,
-    causal_offset: torch.Tensor,
-    key_bias: torch.Tensor | None,
-    scale: float,
-    softcap: float,
-    causal: bool,
-    received: bool,
-    entropy: bool,
-    max: bool,
-) -> tuple[torch.Tensor, ...]:
-    return _allocate(q, k, v, received, entropy, max)
+def _fake(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, ...]:
+    return _allocate(q, k, v, *rest[-3:])
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    q, k, v, cu_seqlens_q, cu_seqlens_k, work, causal_offset, key_bias, *score_and_wants = inputs
+    out, lse, *statistics = output
+    ctx.mark_non_differentiable(lse, *statistics)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, work, causal_offset, key_bias)
+    ctx.score = score_and_wants[:3]
+
+
+def _differentiate(ctx: Any, d_out: torch.Tensor | None, *constants: None) -> tuple[torch.Tensor | None, ...]:
+    n_inputs = 14  # of attention_forward; the first three have gradients
+    if d_out is None:
+        return (None,) * n_inputs
+    q, k, v, out, lse, *packing_and_bias = ctx.saved_tensors
+    gradients = torch.ops.scfast.attention_backward(d_out, q, k, v, out, lse, *packing_and_bias, *ctx.score)
+    return (*gradients, *(None,) * (n_inputs - 3))
 
 
 LIBRARY.impl("attention_forward", _cpu_impl, "CPU")
 torch.library.register_fake("scfast::attention_forward", _fake, lib=LIBRARY)
+torch.library.register_autograd("scfast::attention_forward", _differentiate, setup_context=_save, lib=LIBRARY)

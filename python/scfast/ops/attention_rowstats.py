@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -90,41 +90,21 @@ def attention_rowstats(
         return RowStats(**{name: x.float() for name, x in stats.items()})
     return RowStats(
         *torch.ops.scfast.attention_rowstats(
-            q,
-            k,
-            packing.cu_seqlens_q,
-            packing.cu_seqlens_k,
-            packing.work,
-            packing.causal_offset,
-            bias,
-            scale,
-            cap,
-            causal,
-            heads,
-            factors,
+            q, k, packing.cu_seqlens_q, packing.cu_seqlens_k, packing.work, packing.causal_offset,
+            bias, scale, cap, causal, heads, factors,
         )
-    )
+    )  # fmt: skip
 
 
 def _cpu_impl(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    cu_seqlens_q: torch.Tensor,
-    cu_seqlens_k: torch.Tensor,
-    work: torch.Tensor,
-    causal_offset: torch.Tensor,
-    key_bias: torch.Tensor | None,
-    scale: float,
-    softcap: float,
-    causal: bool,
-    heads: str,
-    head_weights: torch.Tensor | None,
+    q: torch.Tensor, k: torch.Tensor, cu_seqlens_q: torch.Tensor, *rest: Any
 ) -> tuple[torch.Tensor, ...]:
+    *packing_and_score, heads, head_weights = rest
     q, k = _cpu.dense_rows(q), _cpu.dense_rows(k)
     *stats, total = _allocate(q, cu_seqlens_q, heads)
     fusion, factors = _cpu.fusion(q, heads, head_weights)
     _kernels.attention_rowstats(
-        _cpu.geometry(q, k, cu_seqlens_q, cu_seqlens_k, work, causal_offset, key_bias, scale, softcap, causal),
+        _cpu.geometry(q, k, cu_seqlens_q, *packing_and_score),
         fusion, _cpu.pointer(factors), *(_cpu.pointer(x) for x in stats),
     )  # fmt: skip
     lengths = cu_seqlens_q.diff().long()
@@ -140,20 +120,9 @@ def _allocate(q: torch.Tensor, cu_seqlens_q: torch.Tensor, heads: str) -> tuple[
 
 
 def _fake(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    cu_seqlens_q: torch.Tensor,
-    cu_seqlens_k: torch.Tensor,
-    work: torch.Tensor,
-    causal_offset: torch.Tensor,
-    key_bias: torch.Tensor | None,
-    scale: float,
-    softcap: float,
-    causal: bool,
-    heads: str,
-    head_weights: torch.Tensor | None,
+    q: torch.Tensor, k: torch.Tensor, cu_seqlens_q: torch.Tensor, *rest: Any
 ) -> tuple[torch.Tensor, ...]:
-    return _allocate(q, cu_seqlens_q, heads)
+    return _allocate(q, cu_seqlens_q, rest[-2])
 
 
 LIBRARY.impl("attention_rowstats", _cpu_impl, "CPU")

@@ -1,8 +1,15 @@
 """Every op in float64 torch, as its formula reads. Slow, quadratic in memory: the oracle, and a backend."""
 
+from scfast.reference.attention_backward import attention_backward
 from scfast.reference.attention_colsum import attention_colsum
 from scfast.reference.attention_forward import attention_forward
 from scfast.reference.attention_rowstats import attention_rowstats
 from scfast.reference.rank_values import rank_values
 
-__all__ = ["attention_colsum", "attention_forward", "attention_rowstats", "rank_values"]
+__all__ = [
+    "attention_backward",
+    "attention_colsum",
+    "attention_forward",
+    "attention_rowstats",
+    "rank_values",
+]

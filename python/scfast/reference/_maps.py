@@ -39,9 +39,11 @@ def prob_maps(
             row = torch.arange(score.shape[1], device=q.device)[:, None]
             column = torch.arange(score.shape[2], device=q.device)[None, :]
             score = score.masked_fill(column > row + offsets[cell], -torch.inf)
-        lse = torch.logsumexp(score, dim=-1)
-        empty = torch.isneginf(lse)
-        yield torch.exp(score - lse.masked_fill(empty, 0.0)[..., None]), lse
+        # Rows without keys are set aside first: their softmax, and its gradient, would be NaN.
+        empty = torch.isneginf(score).all(-1)
+        score = score.masked_fill(empty[..., None], 0.0)
+        p = torch.softmax(score, dim=-1).masked_fill(empty[..., None], 0.0)
+        yield p, torch.logsumexp(score, dim=-1).masked_fill(empty, -torch.inf)
 
 
 def fuse_heads(maps: torch.Tensor, heads: str, head_weights: torch.Tensor | None) -> torch.Tensor:
