@@ -215,6 +215,9 @@ def main() -> None:
     parser.add_argument("--cells", type=int, help="the shortest few cells, to prove that it runs")
     parser.add_argument("--only", nargs="+", help="contenders whose name contains one of these")
     parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
+    parser.add_argument(
+        "--only-memory", action="store_true", help="add peak memory to a result that is there; needs no quiet"
+    )
     parser.add_argument("--out", type=Path, help="folder of the result, default bench/results/<machine>")
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -236,6 +239,10 @@ def main() -> None:
         return
     if options.only:
         runs = {name: run for name, run in runs.items() if any(word in name for word in options.only)}
+
+    if options.only_memory:
+        add_memory((options.out or RESULTS / describe()["name"]) / "end_to_end.json", list(runs))
+        return
 
     row: dict[str, Any] = {}
     plans = {name: chosen(bench, name, options.slow_batches) for name in runs}
@@ -268,6 +275,15 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     (out / "end_to_end.json").write_text(json.dumps(result, indent=1) + "\n")
     print(f"wrote {out / 'end_to_end.json'}")
+
+
+def add_memory(file: Path, names: list[str]) -> None:
+    """Measure peak memory for the contenders of a result, and write it back."""
+    result = json.loads(file.read_text())
+    for name in names:
+        result["contenders"][name]["peak_bytes"] = peak_elsewhere(name)
+        print(f"{name:56s} {result['contenders'][name]['peak_bytes'] / 1e9:.2f} GB", flush=True)
+    file.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def peak_elsewhere(name: str) -> int:

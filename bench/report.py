@@ -150,10 +150,34 @@ def end_to_end_table(result: dict[str, Any]) -> str:
     return f"{about}\n\n{table(head, lines)}"
 
 
+def pretraining_table(result: dict[str, Any]) -> str:
+    """One line per contender; the losses of all agree, or the time means nothing."""
+    contenders = result["contenders"]
+    head = ["contender", "a step", "÷ scfast, step by step", "losses apart, at most"]
+    lines = [
+        [
+            name,
+            duration(found["seconds"]),
+            f"{found['times_slower']:.2f}" if "times_slower" in found else "1",
+            f"{found['loss_apart']:.0e}",
+        ]
+        for name, found in contenders.items()
+    ]
+    about = (
+        f"{result['model']}; {result['data']}, {result['tokens_per_step']} tokens a step, {result['steps']} steps;"
+        f" {result['threads']} threads."
+    )
+    return f"{about}\n\n{table(head, lines)}"
+
+
 def plain_seconds(contenders: dict[str, Any]) -> float | None:
     return min(
         (x["seconds"] for name, x in contenders.items() if name.startswith("torch SDPA")), default=None
     )
+
+
+#: Benchmarks of whole tasks rather than ops, and their tables.
+WHOLE = {"end_to_end": end_to_end_table, "pretraining": pretraining_table}
 
 
 def claim(results: Results) -> str:
@@ -193,15 +217,14 @@ def about(results: Results) -> str:
 
 
 def readme_table(results: Results) -> str:
-    ops = {op: result for op, result in results.items() if op != "end_to_end"}
+    ops = {op: result for op, result in results.items() if op not in WHOLE}
     threads = sorted({row["threads"] for result in ops.values() for row in result["rows"]})
     note = (
         "Head dim 64, float32 unless said otherwise. ÷ X is our time divided by that of X: below 1 we are"
         f" faster. Two figures: {' and '.join(map(str, threads))} threads. Errors are relative to float64."
     )
     parts = [about(results)]
-    if "end_to_end" in results:
-        parts.append(end_to_end_table(results["end_to_end"]))
+    parts += [whole_table(results[op]) for op, whole_table in WHOLE.items() if op in results]
     if attention := {op: result for op, result in ops.items() if op.startswith("attention_")}:
         parts += [note, op_table(attention)]
     for op, result in ops.items():
@@ -226,7 +249,7 @@ def benchmarks_page(machines: dict[str, Results]) -> str:
     for name, results in machines.items():
         parts += [f"## {name}", about(results)]
         for op, result in results.items():
-            parts += [f"### {op}", end_to_end_table(result) if op == "end_to_end" else full_table(result)]
+            parts += [f"### {op}", WHOLE.get(op, full_table)(result)]
     return "\n\n".join(parts) + "\n"
 
 

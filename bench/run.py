@@ -103,6 +103,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[n for n in (1, 2) if n <= cores()])
     parser.add_argument("--tiny", action="store_true", help="small shapes, to prove that it runs")
     parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
+    parser.add_argument(
+        "--only-memory", action="store_true", help="add peak memory to results that are there; needs no quiet"
+    )
     parser.add_argument("--out", type=Path, help="folder of the results, default bench/results/<machine>")
     parser.add_argument("--peak", nargs=2, metavar=("CASE", "CONTENDER"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -115,6 +118,10 @@ def main() -> None:
 
     here = describe()
     out = options.out or RESULTS / here["name"]
+    if options.only_memory:
+        for module in modules(options.ops):
+            add_memory(module, out / f"{module.OP}.json", options.threads[-1], options.tiny)
+        return
     for module in modules(options.ops):
         rows = []
         for index, case in enumerate(module.TINY_CASES if options.tiny else module.CASES):
@@ -135,6 +142,21 @@ def main() -> None:
         result = {"op": module.OP, "machine": here, "yardstick": yardstick, "rows": rows}
         (out / f"{module.OP}.json").write_text(json.dumps(result, indent=1) + "\n")
         print(f"wrote {out / module.OP}.json")
+
+
+def add_memory(module: ModuleType, file: Path, threads: int, tiny: bool) -> None:
+    """Measure peak memory for the rows of a result, and write them back."""
+    result = json.loads(file.read_text())
+    for index, case in enumerate(module.TINY_CASES if tiny else module.CASES):
+        memory = {
+            name: peak_elsewhere(module, index, name, threads, tiny) for name in contenders(module, case)
+        }
+        for row in result["rows"]:
+            if row["case"] == case:
+                for name, grown in memory.items():
+                    row["contenders"][name]["peak_bytes"] = grown
+    file.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"wrote {file}")
 
 
 def show(op: str, row: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ def test_every_attention_op_has_a_backend_and_reasons():
     report = doctor.examine()
     assert set(report["backends"]) == {name for name in ops.__all__ if name.islower()}
     for line in report["backends"].values():
-        assert line.startswith("cpu for float32 on the CPU")
+        assert line.startswith("cpu for ")
         assert "reference" in line
 
 

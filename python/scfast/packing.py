@@ -138,6 +138,11 @@ class Packing:
         cells = torch.arange(self.n_cells, device=self.device)
         return torch.repeat_interleave(cells, lengths, output_size=self.total_q)
 
+    def position_of_query(self) -> torch.Tensor:
+        """int64 [Tq]: place of each query within its cell, from 0."""
+        starts = torch.tensor(self.starts_q, dtype=torch.int64, device=self.device)
+        return torch.arange(self.total_q, device=self.device) - starts[self.cell_of_query()]
+
     def uniform_row_weights(self) -> torch.Tensor:
         """float32 [Tq]: 1/n for each of a cell's n queries, so that every cell's weights sum to 1."""
         lengths = torch.tensor(self.lengths_q, dtype=torch.int64, device=self.device)

@@ -106,27 +106,42 @@ def test_the_folder_is_a_hugging_face_model(tmp_path):
 
     log = training.pretrain(made_cells(), tmp_path, settings(steps=2))
     model, info = BertForMaskedLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert "scfast" not in (tmp_path / "config.json").read_text()
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
     assert model.config.hidden_act == "relu"
     assert model.config.num_hidden_layers == 1
     assert model.config.max_position_embeddings == 64
+    model.set_attn_implementation("scfast")
     cells = made_cells()
     _, held_out = training._split(cells, settings(steps=2))
     loss = training.evaluate(model, training._held_out_batches(held_out, settings(steps=2)))
     assert loss == pytest.approx(log["history"][-1]["held_out_loss"], abs=1e-5)
 
 
-def test_loss_is_that_of_the_full_forward():
+def test_loss_and_gradients_are_those_of_the_padded_model():
+    from torch.nn.utils.rnn import pad_sequence
+
     cells = made_cells()
     model = training.new_model(PRESET, N_GENES + 2, seed=1).eval()
     batch = training._mask(cells, np.arange(5), np.random.default_rng(0), settings())
-    labels = torch.full_like(batch.ids, -100).flatten()
+    labels = torch.full_like(batch.ids, -100)
     labels[batch.chosen] = batch.targets
-    full = model(
-        input_ids=batch.ids, attention_mask=batch.attention_mask, labels=labels.view_as(batch.ids)
-    ).loss
-    torch.testing.assert_close(training.masked_loss(model, batch), full)
+    padded = pad_sequence(batch.packing.split_q(batch.ids), batch_first=True)
+    labels = pad_sequence(batch.packing.split_q(labels), batch_first=True, padding_value=-100)
+    results = []
+    for packed in (True, False):
+        model.set_attn_implementation("scfast" if packed else "eager")
+        loss = (
+            training.masked_loss(model, batch)
+            if packed
+            else model(input_ids=padded, attention_mask=(padded > 0).long(), labels=labels).loss
+        )
+        model.zero_grad()
+        loss.backward()
+        results.append([loss.detach(), *(p.grad.clone() for p in model.parameters())])
+    for x, y in zip(*results, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-6)
 
 
 def test_a_finished_run_is_kept_and_another_is_refused(tmp_path):

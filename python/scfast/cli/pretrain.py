@@ -31,7 +31,7 @@ from scfast.cli.console import Console, json_option
 @click.option("--mask", default=0.15, show_default=True, help="Share of the genes to guess.")
 @click.option("--steps", type=int, help="Optimiser steps.  [default: the preset's]")
 @click.option("--epochs", type=int, help="Passes over the cells, instead of steps.")
-@click.option("--batch-tokens", type=int, help="Tokens per step, padding included.")
+@click.option("--batch-tokens", type=int, help="Tokens per step.")
 @click.option("--lr", type=float, help="Largest learning rate.")
 @click.option("--count-noise", type=float, help="Share of the cells ranked anew, with counting noise.")
 @click.option("--held-out", default=0.1, show_default=True, help="Share of the cells never trained on.")

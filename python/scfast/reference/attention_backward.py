@@ -14,9 +14,9 @@ def attention_backward(
     d_out: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, packing: Packing, **score: Any
 ) -> dict[str, torch.Tensor]:
     """Everything that :func:`scfast.ops.attention_backward` returns, in float64."""
-    leaves = [x.detach().double().requires_grad_() for x in (q, k, v)]
+    q, k, v = leaves = [x.detach().double().requires_grad_() for x in (q, k, v)]
     with torch.enable_grad():
-        out = attention_forward(*leaves, packing, **score)["out"]
+        out = attention_forward(q, k, v, packing, **score)["out"]
         # Without cells there is no graph.
         gradients = torch.autograd.grad(out, leaves, d_out.double()) if packing.n_cells else leaves
     return dict(zip(("dq", "dk", "dv"), gradients, strict=True))

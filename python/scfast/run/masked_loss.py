@@ -12,8 +12,15 @@ from scfast.run.masking import MaskedBatch, TokenisedCells
 def masked_loss(model: torch.nn.Module, batch: MaskedBatch, reduction: str = "mean") -> torch.Tensor:
     """Cross-entropy, in nats, of the hidden genes of a batch; logits only where one must be guessed."""
     bert, head = model.get_submodule("bert"), model.get_submodule("cls")
-    states = bert(input_ids=batch.ids, attention_mask=batch.attention_mask).last_hidden_state  # [B, L, d]
-    logits = head(states.flatten(0, 1)[batch.chosen])  # [M, V]: only where a gene must be guessed
+    packing = batch.packing
+    longest = max(packing.lengths_q)
+    states = bert(
+        input_ids=batch.ids[None],
+        position_ids=packing.position_of_query()[None],
+        cu_seq_lens_q=packing.cu_seqlens_q, cu_seq_lens_k=packing.cu_seqlens_k,
+        max_length_q=longest, max_length_k=longest,
+    ).last_hidden_state[0]  # [T, d]  # fmt: skip
+    logits = head(states[batch.chosen])  # [M, V]: only where a gene must be guessed
     return cross_entropy(logits, batch.targets, reduction=reduction)
 
 
@@ -49,8 +56,8 @@ def gain_over_unigram(
     for batch in batches:
         loss = masked_loss(model, batch, reduction="none").double().numpy()
         gains.append(-log_frequencies[batch.targets.numpy()] - loss)
-        cells.append(batch.chosen.numpy() // batch.ids.shape[1] + seen)
-        seen += batch.ids.shape[0]
+        cells.append(batch.packing.cell_of_query().numpy()[batch.chosen.numpy()] + seen)
+        seen += batch.packing.n_cells
     gain, cell = np.concatenate(gains), np.concatenate(cells)
     mean = float(gain.mean())
     of_cells = np.bincount(cell, gain - mean, minlength=seen)

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-#: Batches drawn together and sorted by length: enough to leave little padding, few enough to stay random.
-BATCHES_PER_BUCKET = 8
+from scfast.packing import Packing
 
 
 @dataclass(frozen=True)
@@ -90,48 +89,40 @@ def _concatenated(parts: list[np.ndarray]) -> TokenisedCells:
 
 @dataclass(frozen=True)
 class MaskedBatch:
-    """Padded cells with some genes hidden.
+    """Cells laid end to end, without padding, with some genes hidden.
 
     Attributes
     ----------
     ids
-        int64 [B, L]: what the model sees; padded on the right.
-    attention_mask
-        int64 [B, L]: 1 on tokens, 0 on padding.
+        int64 [T]: what the model sees.
+    packing
+        Where the cells lie.
     chosen
-        int64 [M]: positions in ``ids.flatten()`` that the model must guess.
+        int64 [M]: positions in ``ids`` that the model must guess.
     targets
         int64 [M]: the genes that stood there.
     """
 
     ids: torch.Tensor
-    attention_mask: torch.Tensor
+    packing: Packing
     chosen: torch.Tensor
     targets: torch.Tensor
 
 
-def length_bucketed_batches(
-    lengths: np.ndarray, batch_tokens: int, rng: np.random.Generator
-) -> list[np.ndarray]:
-    """One epoch of batches: every cell once, cells of similar length together.
+def random_batches(lengths: np.ndarray, batch_tokens: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """One epoch of batches: every cell once, in random order, as many as ``batch_tokens`` hold.
 
-    A batch has at most ``batch_tokens`` tokens with its padding; a longer cell makes a batch of its own.
+    A cell that is longer makes a batch of its own.
     """
-    order = rng.permutation(lengths.size)
-    cells_per_bucket = max(1, round(BATCHES_PER_BUCKET * batch_tokens / max(1.0, float(lengths.mean()))))
-    batches = []
-    for start in range(0, order.size, cells_per_bucket):
-        bucket = order[start : start + cells_per_bucket]
-        bucket = bucket[np.argsort(lengths[bucket], kind="stable")]
-        batch: list[int] = []
-        for cell in bucket:
-            # Ascending lengths: the newest cell sets the padded width.
-            if batch and (len(batch) + 1) * lengths[cell] > batch_tokens:
-                batches.append(np.array(batch))
-                batch = []
-            batch.append(int(cell))
-        batches.append(np.array(batch))
-    return [batches[i] for i in rng.permutation(len(batches))]
+    batches: list[list[int]] = []
+    room = 0
+    for cell in rng.permutation(lengths.size):
+        if not batches or lengths[cell] > room:
+            batches.append([])
+            room = batch_tokens
+        batches[-1].append(int(cell))
+        room -= int(lengths[cell])
+    return [np.array(batch) for batch in batches]
 
 
 def mask_batch(
@@ -141,7 +132,6 @@ def mask_batch(
     *,
     rate: float,
     vocabulary_size: int,
-    pad: int,
     mask: int,
     n_special: int,
     hide_all: bool = False,
@@ -160,16 +150,11 @@ def mask_batch(
     hide_all
         Replace every chosen token by the mask, for a held-out loss that never shows the answer.
     """
-    lengths = cells.lengths[rows]
-    ids = np.full((rows.size, int(lengths.max())), pad, dtype=np.int64)
-    for i, row in enumerate(rows):
-        ids[i, : lengths[i]] = cells.cell(int(row))
-    attention_mask = (np.arange(ids.shape[1]) < lengths[:, None]).astype(np.int64)
-    candidates = np.flatnonzero(attention_mask.astype(bool) & (ids >= n_special))
+    seen = np.concatenate([cells.cell(int(row)) for row in rows]).astype(np.int64)
+    candidates = np.flatnonzero(seen >= n_special)
     chosen = candidates[rng.random(candidates.size) < rate]
     if chosen.size == 0:
         chosen = rng.choice(candidates, size=1)
-    seen = ids.reshape(-1)
     targets = seen[chosen].copy()
     fate = rng.random(chosen.size)
     swapped = rng.integers(n_special, vocabulary_size, size=chosen.size)
@@ -177,4 +162,5 @@ def mask_batch(
         seen[chosen] = mask
     else:
         seen[chosen] = np.where(fate < 0.8, mask, np.where(fate < 0.9, swapped, targets))
-    return MaskedBatch(*(torch.from_numpy(x) for x in (ids, attention_mask, chosen, targets)))
+    packing = Packing.from_lengths(cells.lengths[rows].tolist())
+    return MaskedBatch(torch.from_numpy(seen), packing, torch.from_numpy(chosen), torch.from_numpy(targets))

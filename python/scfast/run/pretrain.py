@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from scfast.run import checkpoint
 from scfast.run.masked_loss import evaluate, gain_over_unigram, log_frequencies, masked_loss, unigram_loss
-from scfast.run.masking import MaskedBatch, TokenisedCells, length_bucketed_batches, mask_batch
+from scfast.run.masking import MaskedBatch, TokenisedCells, mask_batch, random_batches
 
 #: Special tokens of Geneformer V1; genes follow.
 PAD, MASK, N_SPECIAL = 0, 1, 2
@@ -33,7 +33,7 @@ SPLIT, EPOCH, MASKING, DROPOUT, HELD_OUT, HELD_OUT_NOISE = range(6)
 class Preset:
     """Size of a Geneformer, and how it is trained unless told otherwise.
 
-    ``steps`` or ``epochs`` is set; ``batch_tokens`` counts padded tokens per step; ``count_noise`` is the
+    ``steps`` or ``epochs`` is set; ``batch_tokens`` is the number of tokens per step; ``count_noise`` is the
     share of the cells that are ranked anew in every batch (see :meth:`TokenisedCells.reranked`), and, once
     for all, of the held-out cells.
     """
@@ -98,11 +98,11 @@ def new_model(preset: Preset, vocabulary_size: int, seed: int) -> torch.nn.Modul
         max_position_embeddings=preset.context,
         hidden_act="relu",
         hidden_dropout_prob=preset.dropout,
-        # torch's fused attention on a CPU takes no dropout; the original uses 0.02 here too.
+        # Attention that holds no map takes no dropout of it; the original uses 0.02 here too.
         attention_probs_dropout_prob=0.0,
         pad_token_id=PAD,
     )
-    config._attn_implementation = "sdpa"
+    config._attn_implementation = "scfast"  # cells are packed: no padding is computed
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return BertForMaskedLM(config)
@@ -240,7 +240,7 @@ def fingerprint(cells: TokenisedCells) -> str:
 def steps_of_epochs(lengths: np.ndarray, batch_tokens: int, epochs: int) -> int:
     """Optimiser steps of that many passes over cells of these lengths, about: batches vary with the order."""
     usable = lengths[lengths > 0]
-    return epochs * len(length_bucketed_batches(usable, batch_tokens, _rng(0, EPOCH)))
+    return epochs * len(random_batches(usable, batch_tokens, _rng(0, EPOCH)))
 
 
 class _Epoch:
@@ -255,7 +255,7 @@ class _Epoch:
         for batch in self._batches:
             return batch
         rng = _rng(self.settings.seed, EPOCH, self.number)
-        self._batches = iter(length_bucketed_batches(self.lengths, self.settings.batch_tokens, rng))
+        self._batches = iter(random_batches(self.lengths, self.settings.batch_tokens, rng))
         self.number += 1
         return next(self._batches)
 
@@ -302,7 +302,6 @@ def _mask(
         rng,
         rate=settings.mask,
         vocabulary_size=settings.vocabulary_size,
-        pad=PAD,
         mask=MASK,
         n_special=N_SPECIAL,
         hide_all=hide_all,
@@ -314,7 +313,7 @@ def _held_out_batches(cells: TokenisedCells, settings: Settings) -> list[MaskedB
         noise = _rng(settings.seed, HELD_OUT_NOISE)
         cells = cells.reranked(np.arange(cells.n_cells), noise, settings.preset.count_noise)
     rng = _rng(settings.seed, HELD_OUT)
-    batches = length_bucketed_batches(cells.lengths, settings.batch_tokens, rng)
+    batches = random_batches(cells.lengths, settings.batch_tokens, rng)
     return [_mask(cells, rows, rng, settings, hide_all=True) for rows in batches]
 
 

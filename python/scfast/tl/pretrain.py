@@ -75,7 +75,7 @@ def pretrain(
     steps, epochs
         How long to train: optimiser steps, or passes over the cells. Default: the preset's.
     batch_tokens
-        Tokens per step, padding included. Default: the preset's.
+        Tokens per step. Default: the preset's.
     lr
         Largest learning rate. Default: the preset's.
     count_noise
