@@ -246,16 +246,16 @@ def main() -> None:
 
     row: dict[str, Any] = {}
     plans = {name: chosen(bench, name, options.slow_batches) for name in runs}
-    for name, run in runs.items():
-        cells, scale = plans[name]
-        row[name] = {"cells": int(cells.size), "scale": scale, "error": compare(bench, cells, run(cells))}
+    for name, run in runs.items():  # threads and lazy imports
+        run(plans[name][0][np.argsort(bench.lengths[plans[name][0]])[:2]])
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(options.rounds):
         for name, run in runs.items():
             cells, scale = plans[name]
             start = time.perf_counter()
-            run(cells)
+            scores = run(cells)
             times[name].append((time.perf_counter() - start) * scale)
+            row[name] = {"cells": int(cells.size), "scale": scale, "error": compare(bench, cells, scores)}
     for name, seconds in times.items():
         low, median, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else seconds * 3
         row[name] |= {"seconds": median, "quartiles": [low, high]}
