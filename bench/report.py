@@ -211,7 +211,7 @@ def about(results: Results) -> str:
     latest = max(results.values(), key=lambda result: result["machine"]["date"])
     here = latest["machine"]
     return (
-        f"{here['cpu']}, {here['cores']} cores, {here['instruction_set']}, torch {here['torch']},"
+        f"{here.get('gpu') or here['cpu']}, {here['cores']} cores, {here['instruction_set']}, torch {here['torch']},"
         f" {here['date']}, commit {here['commit']}."
     )
 

@@ -34,6 +34,13 @@ def assert_accumulator_laws(
     _check_types(whole.state())
     assert whole.nbytes == sum(array.nbytes for array in whole.state().values() if array.ndim)
 
+    before = whole.state()
+    additions = whole.additions(cells(range(n_cells)))
+    assert_states(whole.state(), before, exact=True)  # nothing is added before all of it can be
+    twice = type(whole).from_state(before)
+    twice.add(additions)
+    assert_states(twice.state(), _merged(whole, whole))
+
     empty().result()  # defined
     assert_states(_merged(empty(), whole), whole.state())
     assert_states(_merged(whole, empty()), whole.state())

@@ -133,6 +133,8 @@ def test_dry_run_says_what_would_be_done_and_writes_nothing(data, model, tmp_pat
         ({"--model": "geneformer:nowhere"}, "config.json is missing"),
         ({"--layers": "first"}, "must be prefix, suffix, or FIRST-LAST"),
         ({"--memory": "lots"}, "memory='lots'"),
+        ({"--device": "tpu"}, "device='tpu' is no device that models run on: use 'cpu', 'cuda' or 'cuda:N'"),
+        ({"--device": "cuda:99"}, "device='cuda:99', but torch"),
         ({"--counts-layer": "raw"}, "counts_layer='raw'"),
     ],
 )
@@ -142,6 +144,23 @@ def test_user_errors_are_one_line(data, model, tmp_path, capsys, changes, messag
     arguments = [x for pair in options.items() for x in pair]
     assert message in failure(capsys, "run", given, *arguments)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_device_can_be_named(data, model, tmp_path):
+    out = tmp_path / "out"
+    options = ["--model", f"geneformer:{model}", "--analysis", "embed", "--device", "cpu", "-o", out]
+    assert "device    cpu" in invoke("run", data, *options, "--dry-run", "--text")
+    invoke("run", data, *options)
+    assert ad.read_h5ad(out / "cells.h5ad").uns["X_geneformer"]["params"]["plan"]["device"] == "cpu"
+
+
+def test_too_little_memory_for_one_cell_is_one_line(data, model, tmp_path, capsys, monkeypatch):
+    def full(*args, **kwargs):
+        raise MemoryError("the cell in row 3 has 9 tokens, for which the model needs about 1 MB")
+
+    monkeypatch.setattr("scfast.tl.rollout", full)
+    line = failure(capsys, "run", data, "--model", f"geneformer:{model}", "-o", tmp_path / "out")
+    assert line == "error: the cell in row 3 has 9 tokens, for which the model needs about 1 MB"
 
 
 def test_pretrain_refuses_another_run_in_the_same_folder(data, model, capsys):

@@ -64,7 +64,10 @@ def name(path: Path) -> str:
 
 @pytest.mark.parametrize("op", OPS)
 def test_same_stem_everywhere(op: str) -> None:
-    backends = [KERNELS[backend] for backend in BACKENDS if backend != "reference"]
+    names = [
+        name for name in BACKENDS if name == "cpu" or (name != "reference" and op.startswith("attention_"))
+    ]
+    backends = [KERNELS[name] for name in names]  # cells are tokenised on the host
     missing = [
         stem.format(op=op) for stem in (*STEMS, *backends) if not (ROOT / stem.format(op=op)).is_file()
     ]

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pandas as pd
 import torch
-from anndata import AnnData
 from scipy import sparse
 
 from scfast import Packing
 from scfast.attention.recorder import LayerAttention, Recorder
 from scfast.models.base import AttentionSource, TokenBytes, TokenKind, Tokens
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 #: What the tests of everything above the ops run on.
 BACKEND = "auto"
@@ -32,6 +37,7 @@ class ToySource(AttentionSource):
         )
         self.n_heads, self.head_dim, self.hidden_size, self.dtype = 2, 8, 16, torch.float32
         self.default_readout, self.cls_position = ("cls", 0) if cls else ("mean", None)
+        self.device = torch.device("cpu")
         generator = torch.Generator().manual_seed(seed)
         self.table = torch.randn(len(genes) + 1, 16, generator=generator)  # the last row is cls
         self.weights = torch.randn(n_layers, 3, 16, 16, generator=generator) / 4
@@ -66,7 +72,16 @@ class ToySource(AttentionSource):
             lost_truncation=torch.tensor(cut, dtype=torch.int64),
         )
 
+    def to(self, device: torch.device | str) -> ToySource:
+        if self.table.to(device) is self.table:
+            return self
+        moved = copy.copy(self)
+        moved.table, moved.weights = self.table.to(device), self.weights.to(device)
+        moved.device = moved.table.device
+        return moved
+
     def forward(self, tokens: Tokens, recorder: Recorder) -> None:
+        tokens = tokens.to(self.device)
         recorder.begin(
             self.n_layers,
             tokens.packing,
@@ -88,7 +103,7 @@ class ToySource(AttentionSource):
         return ToySource(
             self.genes, cls=self.cls_position is not None, n_layers=self.n_layers, max_tokens=self.max_tokens,
             seed=seed + 1000,
-        )  # fmt: skip
+        ).to(self.device)  # fmt: skip
 
     def bytes_per_token(self) -> TokenBytes:
         return {"activations": 1000, "qk_per_layer": 128, "hidden": 64}
@@ -96,6 +111,8 @@ class ToySource(AttentionSource):
 
 def toy_adata(n_cells: int = 23, n_genes: int = 40, seed: int = 0) -> AnnData:
     """Counts with groups (one cell without), replicates, and symbols beside the ids."""
+    from anndata import AnnData  # the model alone is of use without it
+
     rng = np.random.default_rng(seed)
     counts = rng.poisson(0.8, (n_cells, n_genes)).astype(np.float32)
     counts[:, 0] = 1  # no cell is empty

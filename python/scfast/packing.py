@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
+from typing import Any
 
 import torch
 
 #: Query rows per unit of work. A partial sum belongs to one unit and units are added in order, so results
 #: do not depend on how many threads there are; every instruction set's strip height divides it.
 ROWS_PER_UNIT = 480
+#: The fields of a packing that are tensors.
+_INDEX = ("cu_seqlens_q", "cu_seqlens_k", "work", "causal_offset")
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,33 @@ class Packing:
     def starts_k(self) -> tuple[int, ...]:
         """First packed row of each cell's keys."""
         return tuple(accumulate(self.lengths_k, initial=0))[:-1]
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Packing:
+        """The same cells with the index tensors on ``device``; itself where they are there already.
+
+        Parameters
+        ----------
+        device
+            Where to.
+        non_blocking
+            Do not wait for the copies: from pinned memory to a GPU they run beside the computation.
+        """
+        return self._map(lambda index: index.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Packing:
+        """The same cells with the index tensors in page-locked memory, from which a GPU copies by itself."""
+        return self._map(torch.Tensor.pin_memory)
+
+    def tensors(self) -> list[torch.Tensor]:
+        """The index tensors, each once: queries and keys may share theirs."""
+        return list({id(x): x for x in (getattr(self, name) for name in _INDEX)}.values())
+
+    def _map(self, move: Callable[[torch.Tensor], torch.Tensor]) -> Packing:
+        moved = {id(index): move(index) for index in self.tensors()}
+        if all(moved[id(index)] is index for index in self.tensors()):
+            return self
+        fields: dict[str, Any] = {name: moved[id(getattr(self, name))] for name in _INDEX}
+        return replace(self, **fields)
 
     def split_q(self, packed: torch.Tensor, dim: int = 0) -> tuple[torch.Tensor, ...]:
         """Views of a packed tensor, one per cell, along its query dimension."""

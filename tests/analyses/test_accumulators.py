@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import torch
 
-from scfast.analyses import Batch, GroupExpression, GroupScores, LayerScores, Strata
+from scfast.analyses import Addition, Batch, GroupExpression, GroupScores, LayerScores, Strata
 from tests.laws import assert_accumulator_laws
 from tests.toy import toy_adata, toy_source
 
@@ -78,10 +79,38 @@ class Rounded(GroupScores):
         self.sums["score"] = self.sums["score"].astype(np.float32)
 
 
-@pytest.mark.parametrize("broken", [Forgetful, Greedy, Rounded])
+class Hasty(GroupScores):
+    """Breaks a law: adds some before it knows all."""
+
+    def additions(self, batch):
+        found = super().additions(batch)
+        self.add(found[:1])
+        return found[1:]
+
+
+@pytest.mark.parametrize("broken", [Forgetful, Greedy, Rounded, Hasty])
 def test_law_breakers_are_caught(broken):
     with pytest.raises(AssertionError):
         assert_accumulator_laws(lambda: broken(strata(replicates=False), ADATA.n_vars), cells, ADATA.n_obs)
+
+
+def test_adding_allocates_no_array():
+    """Else memory could run out when half of a batch is added."""
+    accumulator = GroupScores(strata(replicates=False), 100_000)
+    places = np.arange(0, 300_000, 2)
+    additions = [
+        Addition("score", places, np.ones(places.size)),
+        Addition("count", places, np.ones(places.size, dtype=np.int64)),
+    ]
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        accumulator.add(additions)
+        grown = tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
+    assert accumulator.sums["score"].sum() == accumulator.sums["count"].sum() == places.size
+    assert grown < 20_000 < places.nbytes  # NumPy's own buffers take 5 kB, whatever is added
 
 
 def test_merge_refuses_other_groups_and_genes():

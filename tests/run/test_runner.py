@@ -76,6 +76,15 @@ def test_interruption_passes_through(capfd):
         go({"stops": Stops()}, progress=True)
 
 
+def test_what_is_no_analysis_is_refused():
+    class OnlyUpdates:
+        def update(self, batch):
+            raise AssertionError("it runs")
+
+    with pytest.raises(TypeError, match="'mine' is a OnlyUpdates, neither an Accumulator nor a RowWriter"):
+        go({"mine": OnlyUpdates()})
+
+
 def test_collector_without_blocks():
     assert Collector(CellScores(3), 2).result().shape == (2, 3)
     assert np.isnan(Collector(Embedding(3), 2).result()).all()

@@ -1,6 +1,6 @@
 """Results over many cells: accumulators that update and merge, and writers of one row per cell."""
 
-from scfast.analyses.base import Accumulator, Batch, RowBlock, RowWriter
+from scfast.analyses.base import Accumulator, Addition, Batch, RowBlock, RowWriter
 from scfast.analyses.cell_scores import CellScores
 from scfast.analyses.embedding import Embedding
 from scfast.analyses.group_expression import GroupExpression
@@ -10,6 +10,7 @@ from scfast.analyses.strata import Strata
 
 __all__ = [
     "Accumulator",
+    "Addition",
     "Batch",
     "CellScores",
     "Embedding",

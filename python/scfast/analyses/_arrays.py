@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from scfast.analyses.base import Batch
+from scfast.analyses.base import Addition, Batch
 from scfast.analyses.strata import Strata
 
 
@@ -23,9 +23,19 @@ class ArrayAccumulator:
     strata: Strata
     sums: dict[str, np.ndarray]
 
+    def additions(self, batch: Batch) -> list[Addition]:
+        """What the cells of a batch add; nothing is changed."""
+        raise NotImplementedError
+
+    def add(self, additions: Sequence[Addition]) -> None:
+        """Add what :meth:`additions` returned, without allocating arrays."""
+        for array, places, values in additions:
+            # Unlike an indexed +=, add.at copies nothing, so memory cannot run out half way.
+            np.add.at(self.sums[array].reshape(-1), places, values)
+
     def update(self, batch: Batch) -> None:
         """Add the cells of a batch."""
-        raise NotImplementedError
+        self.add(self.additions(batch))
 
     def result(self) -> Any:
         """What the cells seen so far say."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
@@ -31,7 +31,7 @@ class GeneTokens(NamedTuple):
 
 @dataclass(frozen=True)
 class Batch:
-    """What one packed batch of cells gave.
+    """What one packed batch of cells gave; all tensors are on the host.
 
     Attributes
     ----------
@@ -79,6 +79,17 @@ class Batch:
         return np.bincount(pairs.entry, self.scores(name, row)[pairs.token], minlength=len(pairs.gene))
 
 
+class Addition(NamedTuple):
+    """What a batch adds to one array: ``flat[places] += values``, each place at most once.
+
+    ``array`` names it; ``places`` are int64 [n], of the flattened array, and ``values`` [n] have its dtype.
+    """
+
+    array: str
+    places: np.ndarray
+    values: np.ndarray
+
+
 @runtime_checkable
 class Accumulator(Protocol):
     """A result over any number of cells, which can be computed in parts.
@@ -86,10 +97,19 @@ class Accumulator(Protocol):
     Updating with batches in any order and any split, and merging the parts in any order, gives the same
     result: exactly for counts (int64), to rounding for sums (float64). An accumulator that saw nothing has a
     result.
+
+    An update has two steps, so that a batch for which memory runs out leaves no half of itself behind:
+    :meth:`additions` does all the work and changes nothing, :meth:`add` allocates nothing.
     """
 
+    def additions(self, batch: Batch) -> Sequence[Addition]:
+        """What the cells of a batch add; nothing is changed."""
+
+    def add(self, additions: Sequence[Addition]) -> None:
+        """Add what :meth:`additions` returned, without allocating arrays."""
+
     def update(self, batch: Batch) -> None:
-        """Add the cells of a batch."""
+        """Add the cells of a batch: both steps."""
 
     def merge(self, other: Self) -> None:
         """Add what ``other`` has seen; ``other`` is left unchanged."""
@@ -130,7 +150,7 @@ class RowWriter(Protocol):
 
 
 class Scatter:
-    """Adds values to places of large arrays, at a cost that follows the values and not the array.
+    """Sums values by place, so that adding them costs what the values are and not what the array is.
 
     Parameters
     ----------
@@ -139,9 +159,15 @@ class Scatter:
     """
 
     def __init__(self, places: np.ndarray) -> None:
-        self.unique, self._inverse = np.unique(places, return_inverse=True)
+        self._unique, self._inverse = np.unique(places, return_inverse=True)
 
-    def add(self, total: np.ndarray, values: np.ndarray | None = None) -> None:
-        """Add ``values`` [n] (ones by default) to ``total``, which is written through its flat view."""
-        sums = np.bincount(self._inverse, values, minlength=len(self.unique))
-        total.reshape(-1)[self.unique] += sums.astype(total.dtype, copy=False)
+    def counts(self, array: str, values: np.ndarray | None = None) -> Addition:
+        """The addition of whole numbers ``values`` [n], ones by default, to an int64 array."""
+        sums = np.bincount(self._inverse, values, minlength=len(self._unique))
+        return Addition(array, self._unique, sums.astype(np.int64, copy=False))
+
+    def sums(self, array: str, values: np.ndarray, start: int = 0) -> Addition:
+        """The addition of ``values`` [n] to a float64 array, whose places count from ``start``."""
+        sums = np.bincount(self._inverse, values, minlength=len(self._unique))
+        places = self._unique + start if start else self._unique
+        return Addition(array, places, sums.astype(np.float64, copy=False))

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from scfast.analyses._arrays import ArrayAccumulator
-from scfast.analyses.base import Batch, Scatter
+from scfast.analyses.base import Addition, Batch, Scatter
 from scfast.analyses.strata import Strata
 
 #: Counts are scaled to this many per cell before the logarithm, as is usual for droplet data.
@@ -46,13 +46,12 @@ class GroupExpression(ArrayAccumulator):
             "expression": np.zeros(shape),
         }
 
-    def update(self, batch: Batch) -> None:
-        """Add the cells of a batch, which must carry its counts."""
+    def additions(self, batch: Batch) -> list[Addition]:
+        """What the cells of a batch, which must carry its counts, add; nothing is changed."""
         if batch.counts is None:
             raise ValueError("GroupExpression needs batches with counts; this one has none")
         stratum, member = self._strata_of(batch)
         group = np.where(member, self.strata.group[stratum] if self.strata.n else -1, -1)
-        Scatter(group[member]).add(self.sums["cells"])
         counts = batch.counts
         cell = np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr))
         value = counts.data.astype(np.float64)
@@ -60,8 +59,11 @@ class GroupExpression(ArrayAccumulator):
         keep = (value > 0) & member[cell]
         cell, value = cell[keep], value[keep]
         places = Scatter(group[cell] * self.n_genes + counts.indices[keep])
-        places.add(self.sums["detected"])
-        places.add(self.sums["expression"], np.log1p(value * (TARGET_SUM / total[cell])))
+        return [
+            Scatter(group[member]).counts("cells"),
+            places.counts("detected"),
+            places.sums("expression", np.log1p(value * (TARGET_SUM / total[cell]))),
+        ]
 
     def result(self) -> GroupExpressionResult:
         """Means of every group."""

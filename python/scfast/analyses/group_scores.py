@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from scfast.analyses._arrays import ArrayAccumulator
-from scfast.analyses.base import Batch, Scatter
+from scfast.analyses.base import Addition, Batch, Scatter
 from scfast.analyses.strata import Strata
 from scfast.models.base import TokenKind
 
@@ -78,27 +78,26 @@ class GroupScores(ArrayAccumulator):
             "lost_truncation": np.zeros(strata.n, dtype=np.int64),
         }
 
-    def update(self, batch: Batch) -> None:
-        """Add the cells of a batch."""
+    def additions(self, batch: Batch) -> list[Addition]:
+        """What the cells of a batch add; nothing is changed."""
         stratum, member = self._strata_of(batch)
         cells = Scatter(stratum[member])
-        cells.add(self.sums["cells"])
+        found = [cells.counts("cells")]
         for lost in ("lost_vocabulary", "lost_truncation"):
-            cells.add(self.sums[lost], getattr(batch.tokens, lost).numpy()[member])
+            found.append(cells.counts(lost, getattr(batch.tokens, lost).numpy()[member]))
 
         inside = member[batch.cell_of_token]
         kind = batch.tokens.kind.numpy()[inside]
         places = Scatter(stratum[batch.cell_of_token[inside]] * N_KINDS + kind)
-        places.add(self.sums["mass"], batch.scores(self.name, self.row)[inside])
+        found.append(places.sums("mass", batch.scores(self.name, self.row)[inside]))
 
         pairs = batch.genes
         inside = member[pairs.cell]
         scores = batch.gene_scores(self.name, self.row)[inside]
         places = Scatter(stratum[pairs.cell[inside]] * self.n_genes + pairs.gene[inside])
-        places.add(self.sums["count"])
-        places.add(self.sums["rank"], pairs.rank[inside])
-        places.add(self.sums["score"], scores)
-        places.add(self.sums["square"], scores * scores)
+        found += [places.counts("count"), places.counts("rank", pairs.rank[inside])]
+        found += [places.sums("score", scores), places.sums("square", scores * scores)]
+        return found
 
     def result(self) -> GroupScoresResult:
         """Statistics of every group."""

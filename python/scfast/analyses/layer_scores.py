@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from scfast.analyses._arrays import ArrayAccumulator
-from scfast.analyses.base import Batch, Scatter
+from scfast.analyses.base import Addition, Batch, Scatter
 from scfast.analyses.strata import Strata
 
 
@@ -33,16 +33,18 @@ class LayerScores(ArrayAccumulator):
             "score": np.zeros((n_rows, strata.n_groups, n_genes)),
         }
 
-    def update(self, batch: Batch) -> None:
-        """Add the cells of a batch."""
+    def additions(self, batch: Batch) -> list[Addition]:
+        """What the cells of a batch add; nothing is changed."""
         stratum, member = self._strata_of(batch)
         group = np.where(member, self.strata.group[stratum] if self.strata.n else -1, -1)
-        Scatter(group[member]).add(self.sums["cells"])
+        found = [Scatter(group[member]).counts("cells")]
         pairs = batch.genes
         inside = member[pairs.cell]
         places = Scatter(group[pairs.cell[inside]] * self.n_genes + pairs.gene[inside])
         for row in range(self.n_rows):
-            places.add(self.sums["score"][row], batch.gene_scores(self.name, row)[inside])
+            start = row * self.strata.n_groups * self.n_genes
+            found.append(places.sums("score", batch.gene_scores(self.name, row)[inside], start))
+        return found
 
     def result(self) -> np.ndarray:
         """float64 [R, groups, genes]: mean scores; nan for a group without cells."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -89,6 +89,8 @@ class Recorder:
         Names of the columns that ``gene_index`` counts, for readouts such as ``"gene:CD3D"``.
     keep
         False: only ``batch`` is filled, nothing accumulates over batches.
+    check
+        False: results are not checked as they come; call :meth:`check` once they are on the host.
 
     Raises
     ------
@@ -117,6 +119,7 @@ class Recorder:
         backend: str = "auto",
         gene_names: Sequence[str] | None = None,
         keep: bool = True,
+        check: bool = True,
     ) -> None:
         names = [observable.name for observable in observables]
         for name in names:
@@ -126,6 +129,7 @@ class Recorder:
         self.backend = backend
         self.gene_names = gene_names
         self.keep = keep
+        self.checks_itself = check
         #: Packed results of the last finished batch.
         self.batch: dict[str, torch.Tensor] = {}
         self._cells: dict[str, list[torch.Tensor]] = {name: [] for name in names}
@@ -254,11 +258,24 @@ class Recorder:
         with torch.no_grad():
             self._sweep(info)
             self.batch = {observable.name: observable.finish() for observable in self.observables}
+        if self.checks_itself:
+            self.check(self.batch)
         if self.keep:
             for observable in self.observables:
                 packed = self.batch[observable.name]
                 self._cells[observable.name].extend(observable.split(packed, info.packing))
         self._info = None
+
+    def check(self, results: Mapping[str, torch.Tensor]) -> None:
+        """Refuse results of the last batch that cannot be right, such as rollout scores that do not sum to 1.
+
+        Parameters
+        ----------
+        results
+            What ``batch`` held after :meth:`finish`, there or copied to the host.
+        """
+        for observable in self.observables:
+            observable.check(results[observable.name])
 
     def _sweep(self, info: BatchInfo) -> None:
         groups: dict[tuple[tuple[str, object], ...], list[Observable]] = defaultdict(list)

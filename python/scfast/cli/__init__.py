@@ -18,7 +18,7 @@ COMMANDS = {
 }
 
 #: What a user can put right; their message is the whole story.
-USER_ERRORS = (ValueError, KeyError, TypeError, OSError, ModuleNotFoundError)
+USER_ERRORS = (ValueError, KeyError, TypeError, OSError, ModuleNotFoundError, MemoryError)
 
 
 class _Commands(click.Group):

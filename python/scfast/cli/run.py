@@ -35,7 +35,10 @@ if TYPE_CHECKING:
     "--null/--no-null", "null", default=True, help="Also run the untrained model beside.  [default: yes]"
 )
 @click.option("--counts-layer", help="Layer that holds the counts.  [default: X]")
-@click.option("--memory", default="2GB", show_default=True, help="What the run may use beyond the data.")
+@click.option("--device", help="cuda, cuda:N or cpu.  [default: cuda where there is a GPU, else cpu]")
+@click.option(
+    "--memory", help="What the run may use beyond the data.  [default: 2GB; on a GPU, what is free there]"
+)
 @click.option("--seed", default=0, show_default=True, help="Of the untrained model.")
 @click.option("--dry-run", is_flag=True, help="Check everything, say what would be done, and stop.")
 @json_option
@@ -50,7 +53,8 @@ def command(
     replicate_key: str | None,
     null: bool,
     counts_layer: str | None,
-    memory: str,
+    device: str | None,
+    memory: str | None,
     seed: int,
     dry_run: bool,
     as_json: bool | None,
@@ -66,15 +70,18 @@ def command(
       scfast run cells.h5ad --model geneformer:my_model --groupby cell_type --replicate-key donor -o results
       scfast run cells.h5ad --model geneformer:my_model --readout gene:TP53 --no-null -o results
       scfast run cells.h5ad --model geneformer:my_model --analysis embed -o results
+      scfast run cells.h5ad --model geneformer:my_model --device cuda:1 --memory 20GB -o results
       scfast run cells.h5ad --model geneformer:my_model -o results --dry-run
     """  # noqa: D301
     from scfast import models, tl
     from scfast.cli.data import load
-    from scfast.run import parse_memory
+    from scfast.run import DEFAULT_MEMORY, default_device, parse_memory, resolve_device
 
     console = Console(as_json)
     chosen_layers = parse_layers(layers)
-    parse_memory(memory)
+    if memory is not None:
+        parse_memory(memory)
+    where = default_device() if device is None else resolve_device(device)
     kind, _, folder = model.partition(":")
     if not kind or not folder:
         raise ValueError(f"--model {model} must be KIND:FOLDER, such as geneformer:models/V2-104M")
@@ -82,13 +89,14 @@ def command(
     for option, column in (("--groupby", groupby), ("--replicate-key", replicate_key)):
         if column is not None and column not in adata.obs:
             raise KeyError(f"{option} {column} is no column of obs; there are {', '.join(adata.obs.columns)}")
-    source = models.load(kind, folder)
+    source = models.load(kind, folder).to(where)
     described = {
         "data": f"{data}: {adata.n_obs:,} cells x {adata.n_vars:,} genes",
         "model": f"{source.name}: {source.n_layers} layers, {source.n_heads} heads, up to "
         f"{source.max_tokens} tokens",
         "analysis": _describe(analysis, adata, groupby, readout or source.default_readout, layers, null),
-        "memory": memory,
+        "device": str(source.device),
+        "memory": memory or (DEFAULT_MEMORY if source.device.type == "cpu" else "what is free on the GPU"),
         "output": str(out),
     }
     console.title("Dry run" if dry_run else "Run")

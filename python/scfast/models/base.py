@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import abc
 import enum
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ _PER_CELL = {"lost_vocabulary": torch.int64, "lost_truncation": torch.int64}
 
 @dataclass(frozen=True)
 class Tokens:
-    """The tokens of a number of cells, laid end to end. All tensors are on the CPU.
+    """The tokens of a number of cells, laid end to end. Tokenisers make them on the CPU; see :meth:`to`.
 
     Attributes
     ----------
@@ -149,7 +149,7 @@ class Tokens:
         taken = lengths[chosen]
         shift = starts[chosen] - (np.cumsum(taken) - taken)  # from the new place of a cell to the old one
         gather = torch.from_numpy(np.arange(int(taken.sum()), dtype=np.int64) + np.repeat(shift, taken))
-        cell = torch.from_numpy(chosen)
+        gather, cell = gather.to(self.device), torch.from_numpy(chosen).to(self.device)
         picked: dict[str, torch.Tensor | None] = {}
         for field in fields(self):
             if field.name == "packing":
@@ -157,7 +157,43 @@ class Tokens:
             tensor = getattr(self, field.name)
             index = cell if field.name in _PER_CELL else gather
             picked[field.name] = None if tensor is None else tensor.index_select(0, index)
-        return Tokens(packing=Packing.from_lengths(taken.tolist()), **picked)  # type: ignore[arg-type]
+        packing = Packing.from_lengths(taken.tolist(), device=self.device)
+        return Tokens(packing=packing, **picked)  # type: ignore[arg-type]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.ids.device
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Tokens:
+        """The same tokens on another device; itself where they are there already.
+
+        Parameters
+        ----------
+        device
+            Where to.
+        non_blocking
+            Do not wait for the copies: from pinned memory to a GPU they run beside the computation.
+        """
+        return self._map(lambda part: part.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Tokens:
+        """The same tokens in page-locked memory, from which a GPU copies by itself."""
+        return self._map(lambda part: part.pin_memory())
+
+    def _map(self, move: Callable[[Any], Any]) -> Tokens:
+        moved: dict[str, Any] = {}
+        for field in fields(self):
+            part = getattr(self, field.name)
+            moved[field.name] = None if part is None else move(part)
+        here = all(moved[name] is getattr(self, name) for name in moved)
+        return self if here else Tokens(**moved)
+
+    def tensors(self) -> list[torch.Tensor]:
+        """Every tensor, those of the packing among them."""
+        parts = [getattr(self, field.name) for field in fields(self)]
+        own = [part for part in parts if isinstance(part, torch.Tensor)]
+        return [*own, *self.packing.tensors()]
 
 
 class TokenBytes(TypedDict):
@@ -190,6 +226,8 @@ class AttentionSource(abc.ABC):
         Position of the cls token within each cell, or None when there is none.
     dtype
         Of the weights and activations.
+    device
+        Where the weights are, and the model runs.
     """
 
     name: str
@@ -202,6 +240,7 @@ class AttentionSource(abc.ABC):
     default_readout: Literal["cls", "mean"]
     cls_position: int | None
     dtype: torch.dtype
+    device: torch.device
 
     @abc.abstractmethod
     def tokenize(
@@ -211,11 +250,18 @@ class AttentionSource(abc.ABC):
 
     @abc.abstractmethod
     def forward(self, tokens: Tokens, recorder: Recorder) -> None:
-        """Run the model over all cells of ``tokens`` at once; ``recorder`` computes the attention."""
+        """Run the model over all cells of ``tokens`` at once; ``recorder`` computes the attention.
+
+        Tokens on another device are copied to that of the model; what is recorded stays there.
+        """
+
+    @abc.abstractmethod
+    def to(self, device: torch.device | str) -> Self:
+        """The same model with its weights on ``device``, itself where they are there already; else a copy."""
 
     @abc.abstractmethod
     def untrained(self, seed: int = 0) -> AttentionSource:
-        """The same architecture and vocabulary with freshly initialised weights: the null model."""
+        """The same architecture, vocabulary and device with freshly initialised weights: the null model."""
 
     @abc.abstractmethod
     def bytes_per_token(self) -> TokenBytes:

@@ -222,10 +222,21 @@ class BertEncoder:
                 tensors[name] = weight.to(dtype)
         return cls(shape, tensors)
 
+    def to(self, device: torch.device | str) -> BertEncoder:
+        """The same encoder with its weights on ``device``, itself where they are there already; else a copy."""
+        moved = {name: tensor.to(device) for name, tensor in self.tensors.items()}
+        here = all(moved[name] is tensor for name, tensor in self.tensors.items())
+        return self if here else BertEncoder(self.shape, moved)
+
     @property
     def dtype(self) -> torch.dtype:
         """Of weights and activations."""
         return self.tensors["bert.embeddings.word_embeddings.weight"].dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.tensors["bert.embeddings.word_embeddings.weight"].device
 
     def _affine(self, name: str) -> Affine:
         return Affine(self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"])

@@ -142,6 +142,7 @@ class GeneformerSource(AttentionSource):
         self.max_tokens = shape.positions
         self.genes = tables.genes
         self.dtype = encoder.dtype
+        self.device = encoder.device
         self.version: Version = "V2" if "<cls>" in tables.tokens else "V1"
         self.default_readout = "cls" if self.version == "V2" else "mean"
         self.cls_position = 0 if self.version == "V2" else None
@@ -231,6 +232,8 @@ class GeneformerSource(AttentionSource):
     def forward(self, tokens: Tokens, recorder: Recorder) -> None:
         """Run the encoder, without gradients, over all cells at once; the recorder computes the attention.
 
+        Tokens on another device are copied to that of the model; what is recorded stays there.
+
         Raises
         ------
         ValueError
@@ -241,6 +244,7 @@ class GeneformerSource(AttentionSource):
             raise ValueError(
                 f"a cell has {longest} tokens; {self.name} takes {self.max_tokens}: tokenise with it"
             )
+        tokens = tokens.to(self.device)
         with torch.no_grad():
             recorder.begin(
                 self.n_layers,
@@ -252,9 +256,16 @@ class GeneformerSource(AttentionSource):
             self.encoder.forward(tokens, recorder)
             recorder.finish()
 
+    def to(self, device: torch.device | str) -> GeneformerSource:
+        """The same model with its weights on ``device``, itself where they are there already; else a copy."""
+        encoder = self.encoder.to(device)
+        if encoder is self.encoder:
+            return self
+        return GeneformerSource(self.name, encoder, self.dictionaries, self.config)
+
     def untrained(self, seed: int = 0) -> GeneformerSource:
-        """The same architecture and vocabulary with weights initialised as before training."""
-        encoder = BertEncoder.initialised(self.encoder.shape, self.dtype, seed)
+        """The same architecture, vocabulary and device with weights initialised as before training."""
+        encoder = BertEncoder.initialised(self.encoder.shape, self.dtype, seed).to(self.device)
         return GeneformerSource(f"{self.name}:untrained", encoder, self.dictionaries, self.config)
 
     def bytes_per_token(self) -> TokenBytes:
@@ -269,6 +280,8 @@ class GeneformerSource(AttentionSource):
 
     def hf(self) -> BertForMaskedLM:
         """The same model as a ``transformers.BertForMaskedLM``, in eval mode, with weights of its own.
+
+        It is on the device of this one.
 
         Raises
         ------
@@ -287,6 +300,6 @@ class GeneformerSource(AttentionSource):
         state = dict(self.encoder.tensors)
         state[f"{tied}weight"] = state["bert.embeddings.word_embeddings.weight"]
         state[f"{tied}bias"] = state["cls.predictions.bias"]
-        torch.nn.Module.to(model, self.dtype).load_state_dict(state)
+        torch.nn.Module.to(model, self.device, self.dtype).load_state_dict(state)
         model.eval()
         return model

@@ -55,9 +55,9 @@ class Observable:
 
     The recorder calls, for every batch: :meth:`begin`; per layer :meth:`on_layer` and :meth:`on_hidden`;
     then, from the last layer down, :meth:`sweep_rows` and :meth:`sweep_step`; and :meth:`finish`, which
-    returns the packed result. Statistics asked for in :attr:`sinks` are taken in the one visit that computes
-    the layer's attention; the sweeps of observables with the same :attr:`sweep_options` share one visit per
-    layer.
+    returns the packed result; then :meth:`check`. Statistics asked for in :attr:`sinks` are taken in the one
+    visit that computes the layer's attention; the sweeps of observables with the same :attr:`sweep_options`
+    share one visit per layer.
 
     Attributes
     ----------
@@ -109,6 +109,13 @@ class Observable:
     def finish(self) -> torch.Tensor:
         """The packed result of the batch."""
         raise NotImplementedError(f"{type(self).__name__} does not say what its result is: override finish()")
+
+    def check(self, packed: torch.Tensor) -> None:
+        """Refuse a result that cannot be right.
+
+        Apart from :meth:`finish` because looking at numbers waits for a GPU: whoever runs many batches copies the
+        result to the host first. ``packed`` is what :meth:`finish` returned, on any device.
+        """
 
     def split(self, packed: torch.Tensor, packing: Packing) -> list[torch.Tensor]:
         """The packed result, cell by cell."""

@@ -65,8 +65,7 @@ class HiddenStates(Observable):
         """Forget the last batch."""
         self._wanted = self._resolve(batch.n_layers)
         self._states: dict[int, torch.Tensor] = {}
-        self._lengths = list(batch.packing.lengths_q)
-        self._weights = readout_weights(self.pool, batch)[0] if self.pool else None
+        self._readout = _Pooling(readout_weights(self.pool, batch)[0], batch) if self.pool else None
 
     def _resolve(self, n_layers: int) -> tuple[int, ...]:
         if self.layers is None:
@@ -89,17 +88,8 @@ class HiddenStates(Observable):
 
     def on_hidden(self, layer: int, states: torch.Tensor) -> None:
         """Keep or pool the states [T, d]."""
-        if self._weights is None:
-            self._states[layer] = states.detach()
-            return
-        pooled = torch.zeros((len(self._lengths), states.shape[1]), device=states.device)
-        cells = zip(
-            self._weights.to(states.device).split(self._lengths), states.split(self._lengths), strict=True
-        )
-        for cell, (weight, tokens) in enumerate(cells):
-            read = weight.nonzero()[:, 0]  # tokens that are not read may hold anything
-            pooled[cell] = weight[read] @ tokens.detach()[read].float()
-        self._states[layer] = pooled
+        seen = states.detach()
+        self._states[layer] = seen if self._readout is None else self._readout.pool(seen)
 
     def finish(self) -> torch.Tensor:
         """The states asked for, in the order asked for."""
@@ -112,3 +102,23 @@ class HiddenStates(Observable):
         if isinstance(self.layers, int):
             return self._states[self._wanted[0]]
         return torch.stack([self._states[layer] for layer in self._wanted], dim=1 if self.pool else 0)
+
+
+class _Pooling:
+    """Weighted means over the tokens of each cell that have a weight; the others may hold anything.
+
+    Which tokens those are is settled here, before the model runs: looking at numbers waits for a GPU.
+    """
+
+    def __init__(self, weights: torch.Tensor, batch: BatchInfo) -> None:
+        read = weights.nonzero()[:, 0]
+        cells = batch.packing.cell_of_query()[read]
+        counts = torch.bincount(cells, minlength=batch.packing.n_cells).tolist()
+        self._read, self._weights = read.split(counts), weights[read].split(counts)
+
+    def pool(self, states: torch.Tensor) -> torch.Tensor:
+        """States [T, d] to vectors, float32 [B, d]."""
+        pooled = torch.zeros((len(self._read), states.shape[1]), device=states.device)
+        for cell, (read, weights) in enumerate(zip(self._read, self._weights, strict=True)):
+            pooled[cell] = weights.to(states.device) @ states[read.to(states.device)].float()
+        return pooled

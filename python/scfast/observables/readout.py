@@ -70,8 +70,7 @@ def _cls(batch: BatchInfo) -> torch.Tensor:
         if not -length <= position < length:
             raise ValueError(f"cls_position={position} lies outside cell {cell}, which has {length} tokens")
         at.append(start + position % length)
-    weights[torch.tensor(at, dtype=torch.int64, device=weights.device)] = 1.0
-    return weights
+    return weights.index_fill_(0, torch.tensor(at, dtype=torch.int64, device=weights.device), 1.0)
 
 
 def _gene_tokens(batch: BatchInfo) -> torch.Tensor:

@@ -122,6 +122,8 @@ class Rollout(Observable):
             )
         self._batch = batch
         self._weights = readout_weights(self.readout, batch)
+        sums = _per_cell(torch.stack([self._weights, self._weights.abs()]), batch.packing)
+        self._expected, self._scale = sums.cpu()  # before the layers: a GPU has nothing to be waited for yet
         self._first, self._last = _layer_range(self.layers, batch.n_layers)
         self._rows: torch.Tensor | None = None
         self._suffixes: list[torch.Tensor] = []
@@ -159,13 +161,35 @@ class Rollout(Observable):
             return _squeeze(self._vit_explain())
         assert self._rows is not None
         rows = torch.cat(self._suffixes) if self.layers == "suffix" else self._rows
-        expected = self._weights.repeat(rows.shape[0] // self._weights.shape[0], 1)
-        _check_sums(rows, expected, self._batch.packing, self._tolerance)
         if isinstance(self.layers, str):
             # swept from the top: the last layer's rows come first
             rows = rows.unflatten(0, (-1, self._weights.shape[0])).flip(0)
         self._rows, self._suffixes = None, []
         return _squeeze(rows)
+
+    def check(self, packed: torch.Tensor) -> None:
+        """Refuse scores that do not sum to the weight of their readout in every cell."""
+        if self.convention == "vit-explain":
+            return
+        steps = packed.shape[0] if isinstance(self.layers, str) else 1
+        rows = packed.reshape(steps, len(self._expected), packed.shape[-1])  # [N, R, T]
+        sums = _per_cell(rows, self._batch.packing).cpu()
+        error = (sums - self._expected).abs()
+        wrong = ~(error <= self._tolerance * self._scale.clamp(min=1.0))  # NaN counts as wrong
+        if not wrong.any():
+            return
+        step, row, cell = (int(i) for i in wrong.nonzero()[0])
+        got = sums[step, row, cell].item()
+        if got != got:
+            raise ValueError(
+                f"rollout scores of cell {cell} are NaN: its q or k holds NaN or infinity; look at the "
+                "model's weights, its input, and overflow in half precision"
+            )
+        raise ValueError(
+            f"rollout scores of cell {cell} sum to {got:.9g}, expected {self._expected[row, cell].item():.6g} "
+            f"within {self._tolerance:.1g}: the attention is not row-stochastic; please report the model and the "
+            "inputs"
+        )
 
     def _vit_explain(self) -> torch.Tensor:
         from scfast.reference.rollout import packed_rollout
@@ -194,27 +218,8 @@ def _layer_range(layers: tuple[int, int] | str | None, n_layers: int) -> tuple[i
     return first, last
 
 
-def _check_sums(rows: torch.Tensor, weights: torch.Tensor, packing: Packing, tolerance: float) -> None:
-    """Refuse scores that do not sum to the weight of their readout in every cell."""
-    cell = packing.cell_of_query()
-
-    def per_cell(values: torch.Tensor) -> torch.Tensor:
-        zeros = torch.zeros((values.shape[0], packing.n_cells), dtype=torch.float64, device=values.device)
-        return zeros.index_add_(1, cell, values.double())
-
-    sums, expected = per_cell(rows), per_cell(weights)
-    error = (sums - expected).abs()
-    wrong = ~(error <= tolerance * per_cell(weights.abs()).clamp(min=1.0))  # NaN counts as wrong
-    if wrong.any():
-        row, number = (int(i) for i in wrong.nonzero()[0])
-        got = sums[row, number].item()
-        if got != got:
-            raise ValueError(
-                f"rollout scores of cell {number} are NaN: its q or k holds NaN or infinity; look at the "
-                "model's weights, its input, and overflow in half precision"
-            )
-        raise ValueError(
-            f"rollout scores of cell {number} sum to {got:.9g}, expected {expected[row, number].item():.6g} "
-            f"within {tolerance:.1g}: the attention is not row-stochastic; please report the model and the "
-            "inputs"
-        )
+def _per_cell(rows: torch.Tensor, packing: Packing) -> torch.Tensor:
+    """Sums over the tokens of each cell, float64: [..., T] -> [..., B]."""
+    cell = packing.cell_of_query().to(rows.device)
+    zeros = torch.zeros((*rows.shape[:-1], packing.n_cells), dtype=torch.float64, device=rows.device)
+    return zeros.index_add_(-1, cell, rows.double())

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from scfast.ops import _cpu
+from scfast.ops import _cpu, _triton
 
 
 class BackendError(RuntimeError):
@@ -17,9 +17,11 @@ def _reference_unsupported(op: str, **tensors: torch.Tensor) -> list[str]:
     return []
 
 
-#: name -> what the backend refuses, in order of priority.
+#: name -> what the backend refuses, in order of priority. Triton's interpreter, which takes CPU tensors too, comes
+#: after the C++ kernels: it runs only when it is asked for by name.
 BACKENDS: dict[str, Callable[..., list[str]]] = {
     "cpu": _cpu.unsupported,
+    "triton": _triton.unsupported,
     "reference": _reference_unsupported,
 }
 

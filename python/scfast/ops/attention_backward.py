@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from scfast import _kernels, reference
-from scfast.ops import _cpu
+from scfast.ops import _cpu, _triton
 from scfast.ops._checks import check_gradient, check_qk, check_score, check_v
 from scfast.ops._dispatch import choose
 from scfast.ops._library import LIBRARY, PACKING, SCORE
@@ -55,7 +55,7 @@ def attention_backward(
     out, lse
         What it returned for them.
     backend
-        ``"auto"``, ``"cpu"`` or ``"reference"``.
+        ``"auto"``, ``"cpu"``, ``"triton"`` or ``"reference"``.
 
     Returns
     -------
@@ -90,13 +90,15 @@ def attention_backward(
     check_v(q, k, v, packing)
     check_gradient(q, v, d_out, out, lse)
     scale, cap, bias = check_score(q, packing, scale, softcap, key_bias)
-    if choose("attention_backward", backend, q=q, k=k, v=v, d_out=d_out) == "reference":
+    chosen = choose("attention_backward", backend, q=q, k=k, v=v, d_out=d_out)
+    if chosen == "reference":
         full = reference.attention_backward(
             d_out, q, k, v, packing, scale=scale, softcap=softcap, key_bias=bias, causal=causal
         )
         return AttentionGradients(*(full[name].to(q.dtype) for name in ("dq", "dk", "dv")))
+    run = _triton.runner("attention_backward", chosen, q, _triton_impl)
     return AttentionGradients(
-        *torch.ops.scfast.attention_backward(
+        *run(
             d_out, q, k, v, out, lse, packing.cu_seqlens_q, packing.cu_seqlens_k, packing.work,
             packing.causal_offset, bias, scale, cap, causal,
         )
@@ -123,6 +125,23 @@ def _cpu_impl(
     return results
 
 
+def _triton_impl(
+    d_out: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    *packing_and_score: Any,
+) -> tuple[torch.Tensor, ...]:
+    results = _fake(d_out, q, k, v)
+    _triton.launch(
+        "attention_backward", q, k, packing_and_score, d_out.contiguous(), _cpu.dense_rows(v), out.contiguous(),
+        lse.contiguous(), packing_and_score[5], *results,
+    )  # fmt: skip
+    return results
+
+
 def _fake(
     d_out: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *rest: Any
 ) -> tuple[torch.Tensor, ...]:
@@ -130,4 +149,5 @@ def _fake(
 
 
 LIBRARY.impl("attention_backward", _cpu_impl, "CPU")
+LIBRARY.impl("attention_backward", _triton_impl, "CUDA")
 torch.library.register_fake("scfast::attention_backward", _fake, lib=LIBRARY)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from scfast import _kernels, reference
-from scfast.ops import _cpu
+from scfast.ops import _cpu, _triton
 from scfast.ops._checks import check_heads, check_qk, check_row_weights, check_score
 from scfast.ops._dispatch import choose
 from scfast.ops._library import LIBRARY, PACKING, SCORE
@@ -90,14 +90,16 @@ def attention_colsum(
             raise ValueError(
                 "residual needs as many queries as keys in every cell: it adds each query to its own key"
             )
-    if choose("attention_colsum", backend, q=q, k=k) == "reference":
+    chosen = choose("attention_colsum", backend, q=q, k=k)
+    if chosen == "reference":
         sums, rho = reference.attention_colsum(
             q, k, packing, weights, heads=heads, head_weights=factors, residual=residual,
             scale=scale, softcap=softcap, key_bias=bias, causal=causal,
         )  # fmt: skip
         sums, rho = sums.float(), rho.float()
     else:
-        sums, rho = torch.ops.scfast.attention_colsum(
+        run = _triton.runner("attention_colsum", chosen, q, _triton_impl)
+        sums, rho = run(
             q, k, packing.cu_seqlens_q, packing.cu_seqlens_k, packing.work, packing.causal_offset,
             bias, scale, cap, causal, weights, heads, factors, residual, row_sums,
         )  # fmt: skip
@@ -117,6 +119,17 @@ def _cpu_impl(q: torch.Tensor, k: torch.Tensor, *rest: Any) -> tuple[torch.Tenso
     return sums, rho
 
 
+def _triton_impl(q: torch.Tensor, k: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    *packing_and_score, row_weights, heads, head_weights, residual, row_sums = rest
+    sums, rho = _allocate(q, k, row_weights, heads, row_sums)
+    fusion, factors = _triton.fusion(q, heads, head_weights)
+    _triton.launch(
+        "attention_colsum", q, k, packing_and_score,
+        row_weights.contiguous(), fusion, factors, residual, sums, rho if row_sums else None,
+    )  # fmt: skip
+    return sums, rho
+
+
 def _allocate(
     q: torch.Tensor, k: torch.Tensor, row_weights: torch.Tensor, heads: str, row_sums: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -131,4 +144,5 @@ def _fake(q: torch.Tensor, k: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, t
 
 
 LIBRARY.impl("attention_colsum", _cpu_impl, "CPU")
+LIBRARY.impl("attention_colsum", _triton_impl, "CUDA")
 torch.library.register_fake("scfast::attention_colsum", _fake, lib=LIBRARY)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from scfast import _kernels, reference
-from scfast.ops import _cpu
+from scfast.ops import _cpu, _triton
 from scfast.ops._checks import check_qk, check_score, check_v
 from scfast.ops._dispatch import choose
 from scfast.ops._library import LIBRARY, PACKING, SCORE
@@ -65,7 +65,7 @@ def attention_forward(
     received, entropy, max
         Statistics to take along, at one to two percent of the cost each.
     backend
-        ``"auto"``, ``"cpu"`` or ``"reference"``.
+        ``"auto"``, ``"cpu"``, ``"triton"`` or ``"reference"``.
 
     Returns
     -------
@@ -105,7 +105,8 @@ def attention_forward(
         out, lse = full["out"].to(q.dtype), full["lse"].float()
         stats = [full["received"].float(), full["entropy"].float(), full["max"].float()]
     else:
-        out, lse, *stats = torch.ops.scfast.attention_forward(
+        run = _triton.runner("attention_forward", chosen, q, _triton_impl)
+        out, lse, *stats = run(
             q, k, v, packing.cu_seqlens_q, packing.cu_seqlens_k, packing.work, packing.causal_offset,
             bias, scale, cap, causal, received, entropy, max,
         )  # fmt: skip
@@ -121,6 +122,14 @@ def _cpu_impl(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *rest: Any) -> 
     _kernels.attention_forward(
         where, _cpu.pointer(v), (v.stride(0), v.stride(1)), v.shape[2], *(_cpu.pointer(x) for x in results)
     )
+    return results
+
+
+def _triton_impl(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, ...]:
+    *packing_and_score, received, entropy, max = rest
+    results = _allocate(q, k, v, received, entropy, max)
+    wanted = (x if want else None for x, want in zip(results[2:], (received, entropy, max), strict=True))
+    _triton.launch("attention_forward", q, k, packing_and_score, _cpu.dense_rows(v), *results[:2], *wanted)
     return results
 
 
@@ -164,5 +173,6 @@ def _differentiate(ctx: Any, d_out: torch.Tensor | None, *constants: None) -> tu
 
 
 LIBRARY.impl("attention_forward", _cpu_impl, "CPU")
+LIBRARY.impl("attention_forward", _triton_impl, "CUDA")
 torch.library.register_fake("scfast::attention_forward", _fake, lib=LIBRARY)
 torch.library.register_autograd("scfast::attention_forward", _differentiate, setup_context=_save, lib=LIBRARY)

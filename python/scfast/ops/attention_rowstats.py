@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from scfast import _kernels, reference
-from scfast.ops import _cpu
+from scfast.ops import _cpu, _triton
 from scfast.ops._checks import check_heads, check_qk, check_score
 from scfast.ops._dispatch import choose
 from scfast.ops._library import LIBRARY, PACKING, SCORE
@@ -82,14 +82,16 @@ def attention_rowstats(
     check_qk(q, k, packing)
     scale, cap, bias = check_score(q, packing, scale, softcap, key_bias)
     factors = check_heads(q, heads, head_weights)
-    if choose("attention_rowstats", backend, q=q, k=k) == "reference":
+    chosen = choose("attention_rowstats", backend, q=q, k=k)
+    if chosen == "reference":
         stats = reference.attention_rowstats(
             q, k, packing, heads=heads, head_weights=factors,
             scale=scale, softcap=softcap, key_bias=bias, causal=causal,
         )  # fmt: skip
         return RowStats(**{name: x.float() for name, x in stats.items()})
+    run = _triton.runner("attention_rowstats", chosen, q, _triton_impl)
     return RowStats(
-        *torch.ops.scfast.attention_rowstats(
+        *run(
             q, k, packing.cu_seqlens_q, packing.cu_seqlens_k, packing.work, packing.causal_offset,
             bias, scale, cap, causal, heads, factors,
         )
@@ -113,6 +115,16 @@ def _cpu_impl(
     return (*stats, total)
 
 
+def _triton_impl(
+    q: torch.Tensor, k: torch.Tensor, cu_seqlens_q: torch.Tensor, *rest: Any
+) -> tuple[torch.Tensor, ...]:
+    *packing_and_score, heads, head_weights = rest
+    results = _allocate(q, cu_seqlens_q, heads)
+    fusion, factors = _triton.fusion(q, heads, head_weights)
+    _triton.launch("attention_rowstats", q, k, (cu_seqlens_q, *packing_and_score), fusion, factors, *results)
+    return results
+
+
 def _allocate(q: torch.Tensor, cu_seqlens_q: torch.Tensor, heads: str) -> tuple[torch.Tensor, ...]:
     n_out = q.shape[1] if heads == "none" else 1
     rows = [q.new_empty((q.shape[0], n_out), dtype=torch.float32) for _ in range(4)]
@@ -126,4 +138,5 @@ def _fake(
 
 
 LIBRARY.impl("attention_rowstats", _cpu_impl, "CPU")
+LIBRARY.impl("attention_rowstats", _triton_impl, "CUDA")
 torch.library.register_fake("scfast::attention_rowstats", _fake, lib=LIBRARY)

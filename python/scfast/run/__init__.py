@@ -1,8 +1,23 @@
 """Running a model over many cells: the plan, the memory it may take, and the loop."""
 
 from scfast.run.counts import Counts
-from scfast.run.memory import parse_memory, token_budget
+from scfast.run.device import default_device, resolve_device
+from scfast.run.memory import DEFAULT_MEMORY, granted_memory, parse_memory, token_budget
 from scfast.run.plan import Plan, make_plan
-from scfast.run.runner import TokenSurvey, run, survey
+from scfast.run.runner import Results, TokenSurvey, run, survey
 
-__all__ = ["Counts", "Plan", "TokenSurvey", "make_plan", "parse_memory", "run", "survey", "token_budget"]
+__all__ = [
+    "DEFAULT_MEMORY",
+    "Counts",
+    "Plan",
+    "Results",
+    "TokenSurvey",
+    "default_device",
+    "granted_memory",
+    "make_plan",
+    "parse_memory",
+    "resolve_device",
+    "run",
+    "survey",
+    "token_budget",
+]

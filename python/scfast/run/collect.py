@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from scipy import sparse
 
@@ -20,15 +22,24 @@ class Collector:
         self._blocks: list[tuple[np.ndarray, sparse.csr_matrix]] = []
         self._dense: np.ndarray | None = None
 
-    def add(self, block: RowBlock) -> None:
-        """Take a block; every row of the data may come once."""
+    def prepare(self, block: RowBlock) -> Callable[[], None]:
+        """Allocate all that a block needs; the call that is returned takes it, and cannot run out of memory."""
         if self._writer.fill is None:
-            self._blocks.append((block.rows, sparse.csr_matrix(block.values)))
-            return
+            values = sparse.csr_matrix(block.values)
+            return lambda: self._blocks.append((block.rows, values))
         if self._dense is None:
             shape = (self._n_rows, self._writer.n_columns)
             self._dense = np.full(shape, self._writer.fill, dtype=block.values.dtype)
-        self._dense[block.rows] = block.values
+        dense = self._dense
+
+        def place() -> None:
+            dense[block.rows] = block.values
+
+        return place
+
+    def add(self, block: RowBlock) -> None:
+        """Take a block; every row of the data may come once."""
+        self.prepare(block)()
 
     def result(self) -> sparse.csr_matrix | np.ndarray:
         """[cells, columns]; the collector is empty afterwards."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import re
 
+import torch
+
 from scfast.models.base import AttentionSource
 
 UNITS = {
@@ -18,6 +20,8 @@ UNITS = {
     "GIB": 2**30,
 }
 MB = 10**6
+#: What a run on a CPU may use when nothing is said.
+DEFAULT_MEMORY = "2GB"
 
 #: Ids, positions, gene columns, kinds, values and the indices of the analyses, per token of a batch.
 BYTES_PER_TOKEN_INDEX = 160
@@ -57,6 +61,34 @@ def parse_memory(memory: str | int) -> int:
     if amount <= 0:
         raise ValueError(f"memory={memory!r} must be positive, such as '2GB'")
     return amount
+
+
+def granted_memory(memory: str | int | None, device: torch.device) -> int:
+    """Bytes that batches may use: what is given, else 2 GB on a CPU and all that is free on a GPU.
+
+    Parameters
+    ----------
+    memory
+        An amount as :func:`parse_memory` takes it, or None.
+    device
+        Where the model is already.
+    """
+    if memory is not None:
+        return parse_memory(memory)
+    return free_device_memory(device) if device.type == "cuda" else parse_memory(DEFAULT_MEMORY)
+
+
+def free_device_memory(device: torch.device) -> int:
+    """Bytes that tensors may still take on a GPU.
+
+    What the driver reports as free, and what torch's allocator holds without using it; no more than
+    ``torch.cuda.set_per_process_memory_fraction`` leaves beyond the tensors that are there.
+    """
+    free, total = torch.cuda.mem_get_info(device)
+    allocated = torch.cuda.memory_allocated(device)
+    unused = torch.cuda.memory_reserved(device) - allocated
+    limit = int(torch.cuda.get_per_process_memory_fraction(device) * total)
+    return max(0, min(free + unused, limit - allocated))
 
 
 def bytes_per_token(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,6 +14,9 @@ from scfast import _kernels
 
 #: More tokens in a batch are not faster on a CPU; fewer start the threads more often than they need to.
 MAX_BATCH_TOKENS = 16384
+#: The same for a GPU: four heads make 2048 tiles of 128 keys, which fill 132 multiprocessors fifteen times over,
+#: while a batch stays small against a run, so that copies and sums of its neighbours find time beside it.
+MAX_BATCH_TOKENS_GPU = 65536
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,8 +33,8 @@ class Plan:
         int64 [batches + 1]: where each batch starts in ``rows``.
     token_budget
         Most tokens of a batch.
-    threads, dtype, instruction_set, seed
-        The conditions of the run.
+    threads, dtype, instruction_set, seed, device
+        The conditions of the run; the device is ``"cpu"`` or the name of a GPU.
     """
 
     rows: np.ndarray
@@ -41,6 +44,7 @@ class Plan:
     dtype: str
     instruction_set: str
     seed: int
+    device: str = "cpu"
 
     @property
     def n_batches(self) -> int:
@@ -66,9 +70,24 @@ class Plan:
         digest.update(json.dumps(self.conditions(), sort_keys=True).encode())
         return digest.hexdigest()
 
+    def revised(self, cuts: Sequence[int]) -> Plan:
+        """The plan with batches that end at these places in ``rows`` too: what was run after memory ran out.
+
+        Run from the start, it gives the same bits.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> plan = make_plan(np.array([3, 5, 2, 4]), token_budget=7)
+        >>> [batch.tolist() for batch in plan.revised([2]).batches()]
+        [[1], [3], [0], [2]]
+        """
+        offsets = np.union1d(self.offsets, np.asarray(cuts, dtype=np.int64))
+        return replace(self, offsets=offsets) if len(cuts) else self
+
     def conditions(self) -> dict[str, str | int]:
         """The plan without its rows, for a record of the run."""
-        names = ("token_budget", "threads", "dtype", "instruction_set", "seed")
+        names = ("token_budget", "threads", "dtype", "instruction_set", "seed", "device")
         return {name: getattr(self, name) for name in names} | {
             "cells": self.n_cells,
             "batches": self.n_batches,
@@ -83,6 +102,7 @@ def make_plan(
     max_batch_tokens: int | None = None,
     dtype: str = "float32",
     seed: int = 0,
+    device: torch.device | None = None,
 ) -> Plan:
     """Pack cells into batches: sorted by length, the longest first, so that a batch's cells are alike.
 
@@ -95,9 +115,11 @@ def make_plan(
     rows
         Rows to visit. Default: all.
     max_batch_tokens
-        Upper limit for speed. Default: :data:`MAX_BATCH_TOKENS`.
+        Upper limit for speed. Default: :data:`MAX_BATCH_TOKENS`, on a GPU :data:`MAX_BATCH_TOKENS_GPU`.
     dtype, seed
         Recorded.
+    device
+        Where the model runs; recorded. Default: the CPU.
 
     Raises
     ------
@@ -119,9 +141,10 @@ def make_plan(
         raise ValueError(
             f"a cell of {longest} tokens does not fit a budget of {token_budget} tokens: grant more memory"
         )
-    limit = min(
-        token_budget, max(longest, MAX_BATCH_TOKENS if max_batch_tokens is None else max_batch_tokens)
-    )
+    on_gpu = device is not None and device.type == "cuda"
+    if max_batch_tokens is None:
+        max_batch_tokens = MAX_BATCH_TOKENS_GPU if on_gpu else MAX_BATCH_TOKENS
+    limit = min(token_budget, max(longest, max_batch_tokens))
     offsets = [0]
     ends = np.cumsum(lengths[order])
     while offsets[-1] < len(order):
@@ -135,4 +158,5 @@ def make_plan(
         dtype=dtype,
         instruction_set=_kernels.instruction_set(),
         seed=seed,
+        device=torch.cuda.get_device_name(device) if on_gpu else "cpu",
     )

@@ -1,4 +1,4 @@
-"""The loop over batches: tokens in, results out. It knows nothing of what is computed."""
+"""Cells in, results out: tokens are surveyed, then run batch by batch. It knows nothing of what is computed."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ import torch
 from scipy import sparse
 from tqdm import tqdm
 
-from scfast.analyses.base import Accumulator, Batch, RowWriter
-from scfast.attention.recorder import Recorder
+from scfast.analyses.base import Accumulator, RowWriter
 from scfast.models.base import AttentionSource, TokenKind, Tokens
 from scfast.observables.base import Observable
 from scfast.run.collect import Collector
 from scfast.run.counts import Counts
+from scfast.run.loop import Loop, Piece
+from scfast.run.memory import bytes_per_token
 from scfast.run.plan import Plan
+from scfast.run.transfer import transfer_to
 
 #: Tokens made ahead of the model, at most: 35 MB of them.
 AHEAD_TOKENS = 2**20
@@ -76,6 +78,18 @@ def survey(source: AttentionSource, counts: Counts, *, gene: int | None = None) 
     return TokenSurvey(lengths, gene_tokens, holds, tokens if n_cells <= step else None)
 
 
+class Results(dict[str, Any]):
+    """The result of every analysis by name, and the plan as it was run.
+
+    Attributes
+    ----------
+    plan
+        The plan that was given; where memory ran out, with the batches that were run in its place.
+    """
+
+    plan: Plan
+
+
 def run(
     source: AttentionSource,
     counts: Counts,
@@ -85,15 +99,19 @@ def run(
     *,
     tokens: Tokens | None = None,
     backend: str = "auto",
+    per_token: int | None = None,
     progress: bool | None = None,
     label: str | None = None,
-) -> dict[str, Any]:
-    """Run the model over the cells of a plan.
+) -> Results:
+    """Run the model over the cells of a plan, on the device that the model is on.
+
+    A batch for which there is too little memory after all is run in halves, which may be halved again; nothing of
+    it is counted before it is complete, and no other batch changes.
 
     Parameters
     ----------
     source
-        The model.
+        The model; see ``source.to(device)``.
     counts
         The cells.
     analyses
@@ -106,6 +124,9 @@ def run(
         Tokens of all rows of ``counts``, where they are at hand already.
     backend
         Of the ops.
+    per_token
+        Bytes that a token takes, from :func:`~scfast.run.memory.bytes_per_token`. Default: with q and k of all
+        layers kept.
     progress
         Show a bar. Default: on a terminal.
     label
@@ -113,8 +134,14 @@ def run(
 
     Returns
     -------
-    dict
-        The result of every analysis, by name; row writers give [cells, columns] in the order of the data.
+    Results
+        The result of every analysis, by name; row writers give [cells, columns] in the order of the data. Its
+        ``plan`` holds the batches that were run.
+
+    Raises
+    ------
+    MemoryError
+        When one cell does not fit by itself; the message says what it needs.
     """
     collectors = {
         name: Collector(x, counts.n_cells) for name, x in analyses.items() if isinstance(x, RowWriter)
@@ -124,18 +151,16 @@ def run(
         torch.inference_mode(),
         tqdm(total=plan.n_cells, unit="cell", desc=label or source.name, disable=disable) as bar,
     ):
-        for rows, block, batch_tokens in _batches(source, counts, plan, tokens):
-            recorder = Recorder(observables(batch_tokens), backend=backend, keep=False)
-            source.forward(batch_tokens, recorder)
-            batch = Batch(rows, batch_tokens, recorder.batch, block)
-            for name, analysis in analyses.items():
-                if name in collectors:
-                    collectors[name].add(analysis.rows(batch))  # type: ignore[union-attr]
-                else:
-                    analysis.update(batch)  # type: ignore[union-attr]
-            bar.update(len(rows))
-    sources: Mapping[str, Any] = {**analyses, **collectors}
-    return {name: sources[name].result() for name in analyses}
+        loop = Loop(
+            source, analyses, collectors, observables, backend=backend, done=bar.update,
+            transfer=transfer_to(source.device),
+            per_token=bytes_per_token(source, layers_kept=source.n_layers) if per_token is None else per_token,
+        )  # fmt: skip
+        loop.run(_pieces(source, counts, plan, tokens))
+    holders: Mapping[str, Any] = {**analyses, **collectors}
+    results = Results((name, holders[name].result()) for name in analyses)
+    results.plan = plan.revised(loop.cuts)
+    return results
 
 
 def _tokenize(
@@ -152,25 +177,24 @@ def _rows_ahead(source: AttentionSource) -> int:
     return max(1, AHEAD_TOKENS // source.max_tokens)
 
 
-def _batches(
-    source: AttentionSource, counts: Counts, plan: Plan, tokens: Tokens | None
-) -> Iterator[tuple[np.ndarray, sparse.csr_matrix, Tokens]]:
-    """(rows, counts, tokens) of each batch of the plan; several batches are tokenised at once."""
+def _pieces(source: AttentionSource, counts: Counts, plan: Plan, tokens: Tokens | None) -> Iterator[Piece]:
+    """The batches of the plan, with counts and tokens; several batches are tokenised at once."""
+    starts = plan.offsets.tolist()
     if tokens is not None:
-        for rows in plan.batches():
-            yield rows, counts.take(rows)[0], tokens.select(rows)
+        for start, rows in zip(starts, plan.batches(), strict=False):
+            yield Piece(start, rows, counts.take(rows)[0], tokens.select(rows))
         return
-    waiting: list[np.ndarray] = []
-    for number, rows in enumerate(plan.batches(), start=1):
-        waiting.append(rows)
-        if sum(map(len, waiting)) < _rows_ahead(source) and number < plan.n_batches:
+    waiting: list[tuple[int, np.ndarray]] = []
+    for number, rows in enumerate(plan.batches()):
+        waiting.append((starts[number], rows))
+        if sum(len(batch) for _, batch in waiting) < _rows_ahead(source) and number + 1 < plan.n_batches:
             continue
-        ahead = np.concatenate(waiting)
+        ahead = np.concatenate([batch for _, batch in waiting])
         block, totals = counts.take(ahead)
         made = _tokenize(source, block, counts, totals)
-        start = 0
-        for batch in waiting:
-            here = np.arange(start, start + len(batch))
-            yield batch, block[start : start + len(batch)], made.select(here)
-            start += len(batch)
+        done = 0
+        for start, batch in waiting:
+            here = slice(done, done + len(batch))
+            yield Piece(start, batch, block[here], made.select(np.arange(here.start, here.stop)))
+            done = here.stop
         waiting = []

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import torch
 from scipy import sparse
 
 from scfast import models
 from scfast.analyses import Strata
 from scfast.models.base import AttentionSource
-from scfast.run import Counts, TokenSurvey
+from scfast.run import Counts, TokenSurvey, default_device, resolve_device
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -24,16 +25,20 @@ LARGEST_LOG = 15.0
 CHUNK = 2**20
 
 
-def get_source(model: AttentionSource | str) -> AttentionSource:
-    """The model itself, or the one that ``"geneformer:FOLDER"`` names."""
+def get_source(model: AttentionSource | str, device: str | torch.device | None = None) -> AttentionSource:
+    """The model itself, or the one that ``"geneformer:FOLDER"`` names, on the device that was asked for.
+
+    Without a device a model stays where it is, and one that is loaded here goes to the GPU where there is one.
+    """
+    where = None if device is None else resolve_device(device)
     if isinstance(model, AttentionSource):
-        return model
+        return model if where is None else model.to(where)
     if not isinstance(model, str) or ":" not in model:
         raise TypeError(
             f"model={model!r} is not a model: pass one from scfast.models.load, or 'geneformer:FOLDER'"
         )
     name, folder = model.split(":", 1)
-    return models.load(name, Path(folder).expanduser())
+    return models.load(name, Path(folder).expanduser()).to(default_device() if where is None else where)
 
 
 def get_counts(adata: AnnData, counts_layer: str | None) -> Counts:

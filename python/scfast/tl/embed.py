@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Literal
 from scfast.analyses import Embedding
 from scfast.models.base import AttentionSource, Tokens
 from scfast.observables import HiddenStates
-from scfast.run import make_plan, parse_memory, run, survey, token_budget
+from scfast.run import granted_memory, make_plan, parse_memory, run, survey, token_budget
 from scfast.run.memory import bytes_per_token
 from scfast.tl._inputs import commit, get_counts, get_rows, get_source
 
 if TYPE_CHECKING:
+    import torch
     from anndata import AnnData
 
 
@@ -23,7 +24,8 @@ def embed(
     pool: Literal["cls", "mean"] | None = None,
     layer: int = -1,
     key_added: str | None = None,
-    memory: str | int = "2GB",
+    device: str | torch.device | None = None,
+    memory: str | int | None = None,
     counts_layer: str | None = None,
     progress: bool | None = None,
     backend: str = "auto",
@@ -43,8 +45,12 @@ def embed(
         State after this many layers; 0 is the output of the embeddings, -1 the last layer.
     key_added
         Name in ``adata.obsm``. Default: ``"X_"`` and the kind of model; what is there is replaced.
+    device
+        ``"cuda"``, ``"cuda:N"`` or ``"cpu"``. Default: where ``model`` is; one that is named by its folder runs on
+        the GPU where there is one.
     memory
-        What the run may use beyond what is loaded, such as ``"2GB"``.
+        What the run may use beyond what is loaded, such as ``"2GB"``; on a GPU, of its memory. Default: 2 GB, on
+        a GPU all that is free there. A batch that does not fit after all is run in halves.
     counts_layer
         Layer that holds the counts. Default: ``adata.X``.
     progress
@@ -65,6 +71,8 @@ def embed(
     ValueError, KeyError, TypeError
         For input that does not fit; the message names it and the remedy. ``adata`` is unchanged after any
         error.
+    MemoryError
+        When one cell does not fit by itself; the message says what it needs.
 
     Examples
     --------
@@ -73,9 +81,10 @@ def embed(
     """
     if pool not in (None, "cls", "mean"):
         raise ValueError(f"pool={pool!r} is unknown; use 'cls' or 'mean'")
-    granted = parse_memory(memory)
+    if memory is not None:
+        parse_memory(memory)
     counts = get_counts(adata, counts_layer)
-    source = get_source(model)
+    source = get_source(model, device)
     key = f"X_{source.name.partition(':')[0]}" if key_added is None else key_added
     pool = source.default_readout if pool is None else pool
     if pool == "cls" and source.cls_position is None:
@@ -88,24 +97,27 @@ def embed(
     found = survey(source, counts)
     rows = get_rows(found, source, adata.var)
     per_token = bytes_per_token(source, layers_kept=0, hidden_kept=1)
-    reserved = 4 * source.hidden_size * adata.n_obs
+    granted = granted_memory(memory, source.device)
+    on_cpu = source.device.type == "cpu"  # else the vectors do not take memory where the model runs
+    reserved = 4 * source.hidden_size * adata.n_obs if on_cpu else 0
     longest = int(found.lengths[rows].max())
     budget = token_budget(granted, per_token, longest, reserved=reserved, model=source.name)
     dtype = str(source.dtype).removeprefix("torch.")
-    plan = make_plan(found.lengths, token_budget=budget, rows=rows, dtype=dtype)
+    plan = make_plan(found.lengths, token_budget=budget, rows=rows, dtype=dtype, device=source.device)
 
     def observe(tokens: Tokens) -> Sequence[HiddenStates]:
         return [HiddenStates(layer, pool=pool)]
 
-    vectors = run(
+    results = run(
         source, counts, {"vectors": Embedding(source.hidden_size)}, plan, observe,
-        tokens=found.tokens, backend=backend, progress=progress, label="embed",
-    )["vectors"]  # fmt: skip
+        tokens=found.tokens, backend=backend, per_token=per_token, progress=progress, label="embed",
+    )  # fmt: skip
+    given = {"counts_layer": counts_layer, "memory": memory}
     params = {
-        "model": source.name, "pool": pool, "layer": layer, "memory": memory, "backend": backend,
-        "plan": plan.conditions() | {"hash": plan.hash},
-        **({} if counts_layer is None else {"counts_layer": counts_layer}),
+        "model": source.name, "pool": pool, "layer": layer, "backend": backend,
+        "plan": results.plan.conditions() | {"hash": results.plan.hash},
+        **{name: value for name, value in given.items() if value is not None},
     }  # fmt: skip
     target = adata.copy() if copy else adata
-    commit(target, obsm={key: vectors}, uns={key: {"params": params}})
+    commit(target, obsm={key: results["vectors"]}, uns={key: {"params": params}})
     return target if copy else None

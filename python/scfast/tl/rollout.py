@@ -11,13 +11,14 @@ import pandas as pd
 from scfast.analyses import Accumulator, CellScores, GroupExpression, GroupScores, LayerScores, RowWriter
 from scfast.models.base import AttentionSource, Tokens
 from scfast.observables import Rollout
-from scfast.run import make_plan, parse_memory, run, survey, token_budget
+from scfast.run import granted_memory, make_plan, parse_memory, run, survey, token_budget
 from scfast.run.memory import bytes_per_token
 from scfast.tl._inputs import commit, get_counts, get_rows, get_source, get_strata
 from scfast.tl._readout import resolve_layers, resolve_readout
 from scfast.tl._tables import column_names, gene_table, group_table
 
 if TYPE_CHECKING:
+    import torch
     from anndata import AnnData
 
 HEADS = ("mean", "max", "min")
@@ -34,7 +35,8 @@ def rollout(
     heads: Literal["mean", "max", "min"] = "mean",
     residual: float = 0.5,
     key_added: str = "rollout",
-    memory: str | int = "2GB",
+    device: str | torch.device | None = None,
+    memory: str | int | None = None,
     null: Literal["untrained"] | None = None,
     store_cells: bool = True,
     counts_layer: str | None = None,
@@ -74,8 +76,12 @@ def rollout(
         ``a`` of the step a A + (1 - a) I: the share of attention against the residual connection.
     key_added
         Name of the results; what is there under that name is replaced.
+    device
+        ``"cuda"``, ``"cuda:N"`` or ``"cpu"``. Default: where ``model`` is; one that is named by its folder runs on
+        the GPU where there is one.
     memory
-        What the run may use beyond what is loaded, such as ``"2GB"``.
+        What the run may use beyond what is loaded, such as ``"2GB"``; on a GPU, of its memory. Default: 2 GB, on
+        a GPU all that is free there. A batch that does not fit after all is run in halves.
     null
         ``"untrained"``: run the same architecture with fresh weights too, and put its scores beside.
     store_cells
@@ -125,6 +131,8 @@ def rollout(
     ValueError, KeyError, TypeError
         For input that does not fit; the message names it and the remedy. ``adata`` is unchanged after any
         error.
+    MemoryError
+        When one cell does not fit by itself; the message says what it needs.
 
     Examples
     --------
@@ -133,11 +141,12 @@ def rollout(
     >>> adata.uns["rollout"]["table"].groupby("group", observed=True).head(10)  # doctest: +SKIP
     """
     _check_options(heads, residual, null, key_added)
-    granted = parse_memory(memory)
+    if memory is not None:
+        parse_memory(memory)
     counts = get_counts(adata, counts_layer)
     strata, groups = get_strata(adata, groupby, replicate_key)
     columns = column_names(groups)
-    source = get_source(model)
+    source = get_source(model, device)
     first, last = resolve_layers(layers, source)
     read = resolve_readout(readout, source, adata.var_names)
 
@@ -162,13 +171,17 @@ def rollout(
         )  # float32 and int32, once in blocks, once in order
     per_token = bytes_per_token(source, layers_kept=last + 1 - first, readouts=n_rows)
     longest = int(found.lengths[rows].max())
-    budget = token_budget(granted, per_token, longest, reserved=results_bytes, model=source.name)
+    granted = granted_memory(memory, source.device)
+    on_cpu = source.device.type == "cpu"  # else results do not take memory where the model runs
+    reserved = results_bytes if on_cpu else 0
+    budget = token_budget(granted, per_token, longest, reserved=reserved, model=source.name)
     plan = make_plan(
         found.lengths,
         token_budget=budget,
         rows=rows,
         dtype=str(source.dtype).removeprefix("torch."),
         seed=seed,
+        device=source.device,
     )
 
     def observe(tokens: Tokens) -> Sequence[Rollout]:
@@ -181,8 +194,11 @@ def rollout(
             )
         ]
 
-    how: dict[str, Any] = {"tokens": found.tokens, "backend": backend, "progress": progress}
+    how: dict[str, Any] = {
+        "tokens": found.tokens, "backend": backend, "per_token": per_token, "progress": progress,
+    }  # fmt: skip
     results = run(source, counts, analyses, plan, observe, **how, label="rollout")
+    plan = results.plan
     nulls = None
     if null is not None:
         fresh: dict[str, Accumulator | RowWriter] = {

@@ -1,0 +1,41 @@
+"""Run every attention op on a GPU once, on small shapes with ragged edges: what compute-sanitizer watches."""
+
+from __future__ import annotations
+
+import torch
+
+from scfast import Packing, ops
+
+#: Cells without tokens, of one token, and around the tile sizes; more queries than one tile in one of them.
+LENGTHS = (1, 0, 33, 130, 64, 65)
+HEADS, KEY_HEADS, HEAD_DIM = 4, 2, 64
+
+
+def run(dtype: torch.dtype, causal: bool) -> None:
+    """All ops, with every statistic and every fusion of heads."""
+    random = torch.Generator().manual_seed(0)
+    packing = Packing.from_lengths(LENGTHS, device="cuda")
+
+    def tensor(heads: int) -> torch.Tensor:
+        return torch.randn((sum(LENGTHS), heads, HEAD_DIM), generator=random).to("cuda", dtype)
+
+    q, k, v, d_out = tensor(HEADS), tensor(KEY_HEADS), tensor(KEY_HEADS), tensor(HEADS)
+    full = ops.attention_forward(q, k, v, packing, causal=causal, received=True, entropy=True, max=True)
+    ops.attention_backward(d_out, q, k, v, full.out, full.lse, packing, causal=causal)
+    for heads in ("mean", "max", "none"):
+        ops.attention_colsum(q, k, packing, heads=heads, causal=causal)
+        ops.attention_rowstats(q, k, packing, heads=heads, causal=causal)
+    torch.cuda.synchronize()
+
+
+def main() -> None:
+    if not torch.cuda.is_available():
+        raise SystemExit(f"torch {torch.__version__} sees no CUDA device")
+    for dtype in (torch.bfloat16, torch.float32):
+        for causal in (False, True):
+            run(dtype, causal)
+            print(f"{dtype}, causal={causal}: ran", flush=True)
+
+
+if __name__ == "__main__":
+    main()

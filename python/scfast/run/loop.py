@@ -1,0 +1,216 @@
+"""The loop over batches: computed, copied back, added up; halved where memory runs out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import sparse
+
+from scfast.analyses.base import Accumulator, Batch, RowWriter
+from scfast.attention.recorder import Recorder
+from scfast.models.base import AttentionSource, Tokens
+from scfast.observables.base import Observable
+from scfast.run.collect import Collector
+from scfast.run.out_of_memory import cell_too_large, is_out_of_memory
+from scfast.run.transfer import Transfer
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """Cells that are computed together: a batch of the plan, or a part of one.
+
+    Attributes
+    ----------
+    start
+        Place of the first cell in the plan.
+    rows
+        int64 [B]: row numbers of the cells in the data.
+    counts, tokens
+        Theirs, on the host.
+    """
+
+    start: int
+    rows: np.ndarray
+    counts: sparse.csr_matrix
+    tokens: Tokens
+
+    def halves(self) -> tuple[Piece, Piece]:
+        """Two pieces of two or more cells, as equal in tokens as can be; the order stays."""
+        ends = np.cumsum(self.tokens.lengths)
+        cut = 1 + int(np.argmin(np.maximum(ends[:-1], ends[-1] - ends[:-1])))
+        return self._part(0, cut), self._part(cut, len(self.rows))
+
+    def _part(self, start: int, stop: int) -> Piece:
+        tokens = self.tokens.select(np.arange(start, stop))
+        return Piece(self.start + start, self.rows[start:stop], self.counts[start:stop], tokens)
+
+
+@dataclass(eq=False)
+class _Running:
+    """A piece that was handed to the device, and its results on their way."""
+
+    piece: Piece
+    recorder: Recorder
+    results: Callable[[], dict[str, torch.Tensor]]
+
+
+class Loop:
+    """Runs pieces through a model and adds up what is observed, in the order of the pieces.
+
+    Where memory runs out in a piece, wherever that is, nothing of it has been added: it is run in halves, and the
+    pieces before and after it are as they were.
+
+    Parameters
+    ----------
+    source
+        The model.
+    analyses, collectors
+        What takes the results; each row writer has a collector of its name.
+    observables
+        Makes what is recorded of a piece.
+    backend
+        Of the ops.
+    transfer
+        To the model's device and back.
+    per_token
+        Bytes that a token takes, for the message about a cell that is too large.
+    done
+        Called with the number of cells of each finished piece.
+
+    Attributes
+    ----------
+    cuts
+        Places in the plan where a batch was cut in two.
+    """
+
+    def __init__(
+        self,
+        source: AttentionSource,
+        analyses: Mapping[str, Accumulator | RowWriter],
+        collectors: Mapping[str, Collector],
+        observables: Callable[[Tokens], Sequence[Observable]],
+        *,
+        backend: str,
+        transfer: Transfer,
+        per_token: int,
+        done: Callable[[int], object],
+    ) -> None:
+        self._source, self._observables, self._backend = source, observables, backend
+        self._writers = {name: x for name, x in analyses.items() if isinstance(x, RowWriter)}
+        rest = {name: x for name, x in analyses.items() if name not in self._writers}
+        self._accumulators = {name: x for name, x in rest.items() if isinstance(x, Accumulator)}
+        for name in rest.keys() - self._accumulators.keys():
+            raise TypeError(
+                f"{name!r} is a {type(rest[name]).__name__}, neither an Accumulator nor a RowWriter: it lacks one of"
+                " their methods (scfast.analyses.base)"
+            )
+        self._collectors = collectors
+        self._transfer, self._per_token, self._done = transfer, per_token, done
+        self.cuts: list[int] = []
+        self._reason = ""
+
+    def run(self, pieces: Iterator[Piece]) -> None:
+        """Run all pieces. While a GPU computes one, the host fetches the next and adds up the one before."""
+        with self._transfer.active():
+            before: _Running | None = None
+            piece = next(pieces, None)
+            tokens = self._upload(piece)
+            while piece is not None:
+                running = self._start(piece, tokens)
+                following = next(pieces, None)
+                tokens = self._upload(following)
+                if before is not None:
+                    self._finish(before)
+                    before = None
+                if running is None:
+                    self._halve(piece)
+                elif self._transfer.overlaps:
+                    before = running
+                else:
+                    self._finish(running)
+                piece = following
+            if before is not None:
+                self._finish(before)
+
+    def _upload(self, piece: Piece | None) -> Callable[[], Tokens] | None:
+        """Start the copy of a piece's tokens; without memory for that, it waits until the piece is started."""
+        if piece is None:
+            return None
+        try:
+            return self._transfer.upload(piece.tokens)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
+
+    def _start(self, piece: Piece, tokens: Callable[[], Tokens] | None) -> _Running | None:
+        """Hand a piece to the device; None when memory ran out."""
+        try:
+            recorder = Recorder(
+                self._observables(piece.tokens), backend=self._backend, keep=False, check=False
+            )
+            arrived = (self._transfer.upload(piece.tokens) if tokens is None else tokens)()
+            self._source.forward(arrived, recorder)
+            return _Running(piece, recorder, self._transfer.download(recorder.batch))
+        except Exception as error:
+            self._note(error)
+        # The error is gone here, and with it the frames that held on to the piece's tensors.
+        return None
+
+    def _finish(self, running: _Running) -> None:
+        """Add a piece up once its results are on the host; run it in halves where memory runs out."""
+        if not self._add_up(running):
+            piece = running.piece
+            del running.recorder, running.results  # their memory is needed
+            self._halve(piece)
+
+    def _add_up(self, running: _Running) -> bool:
+        """Add a piece to all analyses, or to none: False when memory ran out."""
+        piece = running.piece
+        try:
+            results = running.results()
+            running.recorder.check(results)
+            batch = Batch(piece.rows, piece.tokens, results, piece.counts)
+            additions = {name: x.additions(batch) for name, x in self._accumulators.items()}
+            placed = [self._collectors[name].prepare(x.rows(batch)) for name, x in self._writers.items()]
+        except Exception as error:
+            self._note(error)
+            return False
+        # No array is allocated from here on, so that nothing can stop half way.
+        for name, addition in additions.items():
+            self._accumulators[name].add(addition)
+        for place in placed:
+            place()
+        self._done(len(piece.rows))
+        return True
+
+    def _note(self, error: Exception) -> None:
+        """Remember what the allocator said, as text; any other error is raised."""
+        if not is_out_of_memory(error):
+            raise error
+        self._reason = (str(error) or type(error).__name__).splitlines()[0]
+
+    def _halve(self, piece: Piece) -> None:
+        """Run a piece again in two halves, one after the other."""
+        self._transfer.release()
+        if len(piece.rows) == 1:
+            (length,) = piece.tokens.lengths
+            raise cell_too_large(self._source, int(piece.rows[0]), length, self._per_token, self._reason)
+        _LOG.warning(
+            "%s: %d cells with %d tokens ran out of memory and are run in two halves (%s)",
+            self._source.name, len(piece.rows), piece.tokens.n_tokens, self._reason,
+        )  # fmt: skip
+        halves = piece.halves()
+        self.cuts.append(halves[1].start)
+        for half in halves:
+            running = self._start(half, None)
+            if running is None:
+                self._halve(half)
+            else:
+                self._finish(running)

@@ -1,0 +1,130 @@
+"""Compiling launches for GPUs that are not there: the ordinary calls, with CPU tensors, up to the launch itself."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+import torch
+
+from scfast.ops import _triton
+from scfast.ops._dispatch import BACKENDS
+
+
+class Driver:
+    """What Triton asks a driver before it compiles."""
+
+    def __init__(self, capability: int) -> None:
+        self.capability = capability
+
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", self.capability, 32)
+
+    def get_current_device(self) -> int:
+        return self.capability  # one cache of compiled kernels each
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A compiled kernel and the arguments that its launch was given."""
+
+    name: str
+    constants: dict[str, Any]
+    asm: dict[str, Any]
+    tile: Any  # the row of tiles.toml; None for a kernel that visits no map
+
+    @property
+    def ptx(self) -> str:
+        return self.asm["ptx"]
+
+    @property
+    def epilogue(self) -> str:
+        """Name of the function that takes a tile; the kernel's own where there is none."""
+        tile = self.constants.get("TILE")
+        return self.name if tile is None else tile.fn.__name__
+
+    @cached_property
+    def resources(self) -> dict[str, int]:
+        """REG, STACK, SHARED, LOCAL of the machine code."""
+        usage = self._tool("cuobjdump", "-res-usage")
+        return {name: int(n) for name, n in re.findall(r"\b(REG|STACK|SHARED|LOCAL):(\d+)", usage)}
+
+    @cached_property
+    def sass(self) -> list[str]:
+        """The machine code, a line each: labels and instructions."""
+        return self._tool("nvdisasm", "-c").splitlines()
+
+    def loops(self) -> list[list[str]]:
+        """Instructions of every loop, by its backward branch; of nested loops each."""
+        labels: dict[str, int] = {}
+        instructions: list[str] = []
+        found = []
+        for line in self.sass:
+            if label := re.match(r"\s*(\.L_\w+):", line):
+                labels[label[1]] = len(instructions)
+            elif instruction := re.search(r"/\*[0-9a-f]{4,}\*/\s+(.*?)\s*;", line):
+                instructions.append(instruction[1])
+                target = re.search(r"\bBRA\b.*\((\.L_\w+)\)", instruction[1])
+                if target and target[1] in labels:
+                    found.append(instructions[labels[target[1]] :])
+        return found
+
+    @property
+    def spills(self) -> int:
+        """Instructions in loops that keep a register in memory; one of them outside a loop costs nothing."""
+        return sum(bool(re.search(r"\b(?:LDL|STL)\b", line)) for loop in self.loops() for line in loop)
+
+    def _tool(self, name: str, option: str) -> str:
+        import triton
+
+        tool = Path(triton.__file__).parent / "backends/nvidia/bin" / name
+        with TemporaryDirectory() as folder:
+            cubin = Path(folder) / "kernel.cubin"
+            cubin.write_bytes(self.asm["cubin"])
+            return subprocess.run([tool, option, cubin], capture_output=True, text=True, check=True).stdout
+
+
+@contextmanager
+def compiling_for(capability: int) -> Iterator[list[Kernel]]:
+    """Inside, a launch compiles for this compute capability, appends to the list, and runs nothing."""
+    from scfast.kernels import batch
+    from triton.runtime.driver import driver
+    from triton.runtime.jit import JITFunction
+
+    kernels: list[Kernel] = []
+    run, choose, chosen = JITFunction.run, batch.choose, []
+
+    def choose_and_tell(*shape: Any) -> Any:
+        chosen.append(choose(*shape))
+        return chosen[-1]
+
+    def compile_only(self: Any, *args: Any, **options: Any) -> Any:
+        compiled = run(self, *args, **(options | {"warmup": True}))
+        constants = {name: value for name, value in options.items() if name in self.arg_names}
+        tile = chosen[-1] if "TILE" in constants else None
+        kernels.append(Kernel(self.fn.__name__, constants, compiled.asm, tile))
+        return compiled
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(JITFunction, "run", compile_only)
+        patch.setattr(batch, "choose", choose_and_tell)
+        patch.setattr(_triton, "_gpu", lambda device: f"sm_{capability}")
+        patch.setitem(BACKENDS, "triton", lambda op, **tensors: [])
+        patch.setattr(driver, "_active", Driver(capability))
+        yield kernels

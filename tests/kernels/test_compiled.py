@@ -1,0 +1,83 @@
+"""Every kernel and every tile row, compiled for GPUs that need not be there."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+from typing import Any
+
+import pytest
+import torch
+
+from scfast import Packing, ops
+from tests.kernels.ahead import compiling_for
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+
+#: (compute capability, dtype, head dim). Others are compiled when SCFAST_TEST_ALL_TARGETS is set: minutes.
+EVERY = [
+    (capability, dtype, dim)
+    for dtype in (torch.bfloat16, torch.float32)
+    for dim in (64, 128, 256)
+    for capability in (80, 90, 100)
+]
+QUICK = [(capability, torch.bfloat16, 64) for capability in (80, 90, 100)]
+TARGETS = EVERY if os.environ.get("SCFAST_TEST_ALL_TARGETS") else QUICK
+#: Instructions of the inner loop of column sums for an element of the map, on sm_90: two multiply-adds, an
+#: exponential, and what loading queries, shifts and weights adds.
+COLSUM_INSTRUCTIONS = 5.5
+
+
+def call_every_op(dtype: torch.dtype, dim: int) -> None:
+    packing = Packing.from_lengths([64, 48])
+    q, k, v = torch.zeros(3, 112, 4, dim, dtype=dtype).unbind(0)
+    weights = torch.ones(3, 112)
+    on: dict[str, Any] = {"backend": "triton"}
+    ops.attention_forward(q, k, v, packing, received=True, entropy=True, max=True, **on)
+    ops.attention_colsum(q, k, packing, weights, residual=0.5, **on)
+    ops.attention_colsum(q, k, packing, heads="max", **on)
+    ops.attention_colsum(q, k, packing, weights, heads="max", row_sums=True, **on)
+    ops.attention_rowstats(q, k, packing, heads="mean", **on)
+    ops.attention_backward(v, q, k, v, v, torch.zeros(112, 4), packing, **on)
+
+
+@pytest.mark.parametrize(("capability", "dtype", "dim"), TARGETS)
+def test_kernels_compile_without_spills_and_atomics(capability: int, dtype: torch.dtype, dim: int) -> None:
+    with compiling_for(capability) as kernels:
+        call_every_op(dtype, dim)
+    epilogues = {"softmax_tile", "one_tile", "many_tile", "rowstats_tile", "queries_tile", "keys_tile"}
+    assert epilogues | {"weigh_rows", "add_heads", "add_rows"} == {kernel.epilogue for kernel in kernels}
+    for kernel in kernels:
+        what = f"{kernel.epilogue} {kernel.tile} for sm_{capability}"
+        assert not re.search(r"\b(?:atom|red)\.", kernel.ptx), f"{what}: atomics"
+        allowed = kernel.tile is not None and kernel.tile.basis == "spills"
+        assert not kernel.spills or allowed, f"{what}: {kernel.spills} spills in loops, {kernel.resources}"
+        if capability == 90 and dtype == torch.bfloat16 and kernel.tile:
+            owned = kernel.tile.keys if kernel.name == "visit_keys" else kernel.tile.queries
+            assert ("wgmma" in kernel.ptx) == (owned >= 64), what  # an instruction of 64 rows
+
+
+def test_instructions_of_column_sums() -> None:
+    with compiling_for(90) as kernels:
+        q, k = torch.zeros(2, 112, 4, 64, dtype=torch.bfloat16).unbind(0)
+        ops.attention_colsum(q, k, Packing.from_lengths([64, 48]), backend="triton")
+    (kernel,) = (kernel for kernel in kernels if kernel.epilogue == "one_tile")
+    elements = kernel.constants["QUERIES"] * kernel.constants["KEYS"] / (32 * kernel.tile.warps)
+    exponentials = [loop for loop in kernel.loops() if sum("MUFU.EX2" in line for line in loop) == elements]
+    unmasked, tail = exponentials
+    assert len(unmasked) / elements <= COLSUM_INSTRUCTIONS
+    assert len(tail) / elements <= COLSUM_INSTRUCTIONS
+
+
+@pytest.mark.parametrize("options", [{"causal": True, "softcap": 5.0}], ids=str)
+def test_score_options_compile(options: dict[str, Any]) -> None:
+    packing, bias = Packing.from_lengths([64, 48]), torch.zeros(112, 4)
+    q, k, v = torch.zeros(3, 112, 4, 24, dtype=torch.float16).unbind(0)
+    on = {"backend": "triton", "key_bias": bias, **options}
+    with compiling_for(90) as kernels:
+        ops.attention_forward(q, k[:, :2], v[:, :2], packing, received=True, **on)
+        ops.attention_backward(v, q, k[:, :2], v[:, :2], v, torch.zeros(112, 4), packing, **on)
+    assert {"softmax_tile", "one_tile", "queries_tile", "keys_tile"} == {
+        kernel.epilogue for kernel in kernels
+    }
