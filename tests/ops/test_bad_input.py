@@ -77,7 +77,7 @@ REFUSED: list[tuple[tuple[str, ...], dict[str, Any], type[Exception], str]] = [
         ALL,
         {"backend": "gpu"},
         ValueError,
-        "backend='gpu' is unknown; use 'auto' or one of 'cpu', 'reference'",
+        "backend='gpu' is unknown; use 'auto' or one of 'cpu', 'triton', 'reference'",
     ),
     (("forward",), {"v": torch.zeros(9, 4, 8)}, ValueError, "k has 2 heads and v has 4"),
     (
