@@ -12,7 +12,7 @@ import transformers
 from torch import nn
 
 from scfast import ops
-from scfast.attention.recorder import LayerAttention, Recorder, ScoreOptions
+from scfast.attention import LayerAttention, Recorder, ScoreOptions
 from scfast.observables import Observable
 from scfast.packing import Packing
 from scfast.reference.rollout import rollout_matrices

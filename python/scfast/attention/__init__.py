@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from scfast.attention import huggingface, multihead
-from scfast.attention.recorder import LayerAttention, Recorder, ScoreOptions
+from scfast.attention.layer import LayerAttention, ScoreOptions
+from scfast.attention.recorder import Recorder
 from scfast.attention.registration import register_with_transformers
 from scfast.observables.base import Observable
 

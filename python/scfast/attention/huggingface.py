@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from scfast import ops
+from scfast.attention.layer import ScoreOptions
 from scfast.attention.layout import Layout
-from scfast.attention.recorder import Recorder, ScoreOptions
+from scfast.attention.recorder import Recorder
 from scfast.attention.session import Session, active, check_dropout, refuse, session_of
 
 NAME = "scfast"

@@ -12,8 +12,9 @@ from torch import nn
 from torch.nn.functional import linear
 
 from scfast import ops
+from scfast.attention.layer import ScoreOptions
 from scfast.attention.layout import Layout
-from scfast.attention.recorder import Recorder, ScoreOptions
+from scfast.attention.recorder import Recorder
 from scfast.attention.session import Session, active, check_dropout, refuse, session_of
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
+from scfast.attention.layer import LayerAttention, ScoreOptions
 from scfast.attention.layout import Layout
-from scfast.attention.recorder import LayerAttention, Recorder, ScoreOptions
+from scfast.attention.recorder import Recorder
 
 
 class Session:

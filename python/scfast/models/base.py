@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from scipy import sparse
 
-    from scfast.attention import Recorder
+    from scfast.attention.recorder import Recorder
 
 
 class TokenKind(enum.IntEnum):

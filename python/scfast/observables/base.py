@@ -11,7 +11,7 @@ import torch
 from scfast.packing import Packing
 
 if TYPE_CHECKING:
-    from scfast.attention.recorder import LayerAttention
+    from scfast.attention.layer import LayerAttention
     from scfast.ops import AttentionOutput
 
 #: Value of ``kind`` for tokens that stand for a gene; every other kind is special, chromosome or pad.

@@ -9,7 +9,7 @@ import torch
 from scfast.observables.base import BatchInfo, Observable
 
 if TYPE_CHECKING:
-    from scfast.attention.recorder import LayerAttention
+    from scfast.attention.layer import LayerAttention
     from scfast.ops import AttentionOutput
 
 

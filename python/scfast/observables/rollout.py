@@ -11,7 +11,7 @@ from scfast.observables.readout import check_readout, readout_weights
 from scfast.packing import Packing
 
 if TYPE_CHECKING:
-    from scfast.attention.recorder import LayerAttention
+    from scfast.attention.layer import LayerAttention
     from scfast.ops import AttentionOutput
 
 #: How far a cell's scores may sum from their readout's weight, per layer swept. Measured on a CPU with cells
