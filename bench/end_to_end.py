@@ -184,9 +184,10 @@ def matrix_rollout(attentions: tuple[torch.Tensor, ...]) -> torch.Tensor:
 
 def chosen(bench: Bench, name: str, slow_batches: int) -> tuple[np.ndarray, float]:
     """The cells that a contender runs, and the factor that makes its time one for all cells."""
-    if name not in (MAPS, MAPS_SORTED) or slow_batches == 0:
+    if name not in (MAPS, MAPS_SORTED):
         return np.arange(len(bench.ids)), 1.0
     batches = bench.batches(name)
+    slow_batches = slow_batches or len(batches)
     picked = np.unique(np.linspace(0, len(batches) - 1, min(slow_batches, len(batches))).round().astype(int))
     return np.concatenate([batches[i] for i in picked]), len(batches) / picked.size
 
