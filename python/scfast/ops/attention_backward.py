@@ -116,7 +116,7 @@ def _cpu_impl(
 ) -> tuple[torch.Tensor, ...]:
     q, k, v = _cpu.dense_rows(q), _cpu.dense_rows(k), _cpu.dense_rows(v)
     d_out, out, lse = d_out.contiguous(), out.contiguous(), lse.contiguous()
-    results = _fake(d_out, q, k, v)
+    results = _allocate(q, k, v)
     where = _cpu.geometry(q, k, *packing_and_score)
     _kernels.attention_backward(
         where, _cpu.pointer(v), (v.stride(0), v.stride(1)), v.shape[2],
@@ -134,7 +134,7 @@ def _triton_impl(
     lse: torch.Tensor,
     *packing_and_score: Any,
 ) -> tuple[torch.Tensor, ...]:
-    results = _fake(d_out, q, k, v)
+    results = _allocate(q, k, v)
     _triton.launch(
         "attention_backward", q, k, packing_and_score, d_out.contiguous(), _cpu.dense_rows(v), out.contiguous(),
         lse.contiguous(), packing_and_score[5], *results,
@@ -142,10 +142,14 @@ def _triton_impl(
     return results
 
 
+def _allocate(*inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs)
+
+
 def _fake(
     d_out: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *rest: Any
 ) -> tuple[torch.Tensor, ...]:
-    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+    return _allocate(q, k, v)
 
 
 LIBRARY.impl("attention_backward", _cpu_impl, "CPU")
