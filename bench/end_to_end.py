@@ -214,7 +214,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=min(2, cores()))
     parser.add_argument("--slow-batches", type=int, default=6, help="batches of whole maps to run; 0: all")
     parser.add_argument("--cells", type=int, help="the shortest few cells, to prove that it runs")
-    parser.add_argument("--only", nargs="+", help="contenders whose name contains one of these")
+    parser.add_argument(
+        "--only", nargs="+",
+        help="contenders whose name contains one of these; a result that is there gets those that it lacks",
+    )  # fmt: skip
     parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
     parser.add_argument(
         "--only-memory", action="store_true", help="add peak memory to a result that is there; needs no quiet"
@@ -274,8 +277,14 @@ def main() -> None:
     }  # fmt: skip
     out = options.out or RESULTS / here["name"]
     out.mkdir(parents=True, exist_ok=True)
-    (out / "end_to_end.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(f"wrote {out / 'end_to_end.json'}")
+    file = out / "end_to_end.json"
+    if options.only and file.exists():
+        before = json.loads(file.read_text())
+        for name in row.keys() - before["contenders"].keys():  # our time in the same run stands beside them
+            before["contenders"][name] = row[name] | {"ours": row[OURS]["seconds"] if OURS in row else None}
+        result = before
+    file.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"wrote {file}")
 
 
 def add_memory(file: Path, names: list[str]) -> None:

@@ -138,6 +138,8 @@ def end_to_end_table(result: dict[str, Any]) -> str:
     lines = []
     for name, found in contenders.items():
         note = "" if found["scale"] == 1 else f" (from {found['cells']} cells, × {found['scale']:.3g})"
+        if found.get("ours"):
+            note += f" (another run, in which scfast took {duration(found['ours'])})"
         share = "–" if plain is None else f"{found['seconds'] / plain:.2f}"
         lines.append(
             [name + note, duration(found["seconds"]), share, size(found.get("peak_bytes")), worst(found)]
@@ -194,7 +196,10 @@ def claim(results: Results) -> str:
         return missing
     slowest = max(maps.values(), key=lambda found: found["seconds"])
     fastest = min(maps.values(), key=lambda found: found["seconds"])
-    times = sorted({f"{found['seconds'] / ours['seconds']:.1f}" for found in (fastest, slowest)}, key=float)
+    ratios = {
+        f"{found['seconds'] / (found.get('ours') or ours['seconds']):.1f}" for found in (fastest, slowest)
+    }
+    times = sorted(ratios, key=float)
     memory = ""
     if "peak_bytes" in ours and "peak_bytes" in slowest:
         memory = f", in {size(ours['peak_bytes'])} instead of {size(slowest['peak_bytes'])}"
