@@ -151,3 +151,17 @@ def test_published_tables(shared: Path) -> None:
     )
     assert v2.special == {"<pad>": 0, "<mask>": 1, "<cls>": 2, "<eos>": 3}
     assert (len(v2.tokens), len(v2.medians), len(v2.ensembl_mapping)) == (20275, 42005, 173697)
+
+
+def test_written_tables_are_read_back(tmp_path: Path) -> None:
+    tokens = {"<pad>": 0, "<mask>": 1, "ENSG2": 2, "ENSG1": 3}
+    whole = dictionaries.Dictionaries(
+        tokens, {"ENSG1": 0.5, "ENSG2": 2.0}, {"B": "ENSG2"}, {"OLD": "ENSG1", "ENSG1": "ENSG1"}
+    )
+    whole.write(tmp_path)
+    read = dictionaries.read(tmp_path)
+    for name in ("tokens", "medians", "gene_names", "ensembl_mapping", "genes"):
+        assert getattr(read, name) == getattr(whole, name)
+    (tmp_path / "bare").mkdir()
+    dictionaries.Dictionaries(tokens, whole.medians).write(tmp_path / "bare")
+    assert len(list((tmp_path / "bare").iterdir())) == 2

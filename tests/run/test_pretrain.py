@@ -1,6 +1,5 @@
 import json
 import math
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -168,15 +167,6 @@ def test_an_unfinished_run_with_other_settings_is_refused(tmp_path):
 def test_too_few_cells(tmp_path):
     with pytest.raises(ValueError, match="none is left to train on"):
         training.pretrain(made_cells(1), tmp_path, settings())
-
-
-def test_learning_rate_warms_up_and_decays():
-    chosen = settings(steps=100)
-    rates = [training._lr(step, chosen) for step in range(100)]
-    assert max(rates) == chosen.lr == rates[10]
-    assert rates[0] == pytest.approx(chosen.lr / 10)
-    assert rates[-1] < 0.01 * chosen.lr
-    assert all(a >= b for a, b in pairwise(rates[10:]))
 
 
 def test_gain_is_over_the_unigram_loss_at_the_same_genes(tmp_path):

@@ -66,6 +66,15 @@ class Dictionaries:
         genes = (token for token in self.tokens if token not in SPECIAL)
         return sorted(genes, key=self.tokens.__getitem__)
 
+    def write(self, folder: Path) -> None:
+        """Write the tables as JSON under their published names, so that :func:`read` finds them there."""
+        tables = (self.tokens, self.medians, self.gene_names, self.ensembl_mapping)
+        for stem, table in zip(STEMS.values(), tables, strict=True):
+            if table:
+                part = folder / f".{stem}.part"
+                part.write_text(json.dumps(table), encoding="utf-8")
+                part.replace(folder / f"{stem}.json")
+
 
 def read(
     folder: Path,

@@ -7,20 +7,13 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from scfast.run.masking import MaskedBatch, TokenisedCells
+from scfast.run.training import packed_states
 
 
 def masked_loss(model: torch.nn.Module, batch: MaskedBatch, reduction: str = "mean") -> torch.Tensor:
     """Cross-entropy, in nats, of the hidden genes of a batch; logits only where one must be guessed."""
-    bert, head = model.get_submodule("bert"), model.get_submodule("cls")
-    packing = batch.packing
-    longest = max(packing.lengths_q)
-    states = bert(
-        input_ids=batch.ids[None],
-        position_ids=packing.position_of_query()[None],
-        cu_seq_lens_q=packing.cu_seqlens_q, cu_seq_lens_k=packing.cu_seqlens_k,
-        max_length_q=longest, max_length_k=longest,
-    ).last_hidden_state[0]  # [T, d]  # fmt: skip
-    logits = head(states[batch.chosen])  # [M, V]: only where a gene must be guessed
+    states = packed_states(model.get_submodule("bert"), batch.ids, batch.packing)  # [T, d]
+    logits = model.get_submodule("cls")(states[batch.chosen])  # [M, V]: only where a gene must be guessed
     return cross_entropy(logits, batch.targets, reduction=reduction)
 
 

@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
-import shutil
-import tempfile
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 
-from scfast.run import checkpoint
 from scfast.run.masked_loss import evaluate, gain_over_unigram, log_frequencies, masked_loss, unigram_loss
 from scfast.run.masking import MaskedBatch, TokenisedCells, mask_batch, random_batches
+from scfast.run.training import (
+    HELD_OUT,
+    MASKING,
+    SPLIT,
+    Epochs,
+    Progress,
+    adamw,
+    fingerprint_cells,
+    finish,
+    finished_log,
+    fit,
+    identity,
+    remove_run,
+    rng,
+)
 
 #: Special tokens of Geneformer V1; genes follow.
 PAD, MASK, N_SPECIAL = 0, 1, 2
 #: Evaluations of the held-out loss, and checkpoints, over a whole run.
 EVALUATIONS = 20
-#: Random streams; a step's numbers depend on (seed, stream, step) alone, so a resumed run repeats them.
-SPLIT, EPOCH, MASKING, DROPOUT, HELD_OUT = range(5)
 
 
 @dataclass(frozen=True)
@@ -77,10 +81,6 @@ class Settings:
     held_out: float
     warmup: float = 0.1
     clip: float = 1.0
-
-
-#: Called at each evaluation with the new entry of the log's history.
-Progress = Callable[[dict[str, float]], None]
 
 
 def new_model(preset: Preset, vocabulary_size: int, seed: int) -> torch.nn.Module:
@@ -148,122 +148,45 @@ def pretrain(
     ValueError
         If ``folder`` holds a run on other cells or with other settings, or too few cells have tokens.
     """
-    identity = {"settings": _as_json(settings), "data": fingerprint(cells)}
-    log_file = folder / "training_log.json"
+    log: dict[str, Any] = identity(settings, data=fingerprint_cells(cells))
     if not resume:
-        for leftover in (folder / "checkpoints", log_file, folder / "model.safetensors"):
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
-    finished = _finished(log_file, identity, folder)
-    if finished is not None:
+        remove_run(folder)
+    if (finished := finished_log(folder, log)) is not None:
         return finished
     train, held_out = _split(cells, settings)
     held_out_batches = _held_out_batches(held_out, settings)
     frequencies = log_frequencies(train, settings.vocabulary_size, N_SPECIAL)
-    log: dict[str, Any] = {
-        **identity,
+    unigram = unigram_loss(held_out_batches, frequencies)
+    log |= {
         "train_cells": train.n_cells,
         "held_out_cells": held_out.n_cells,
-        "unigram_loss": unigram_loss(held_out_batches, frequencies),
+        "unigram_loss": unigram,
         "history": [],
         "seconds": 0.0,
         "finished": False,
     }
     model = new_model(settings.preset, settings.vocabulary_size, settings.seed)
-    optimiser = _optimiser(model, settings)
-    record = checkpoint.load(folder / "checkpoints", model, optimiser)
-    step = 0
-    if record is not None:
-        _require_same(identity, record["log"], folder)
-        step, log = record["step"], record["log"]
-    every = max(1, settings.steps // EVALUATIONS)
-    epoch = _Epoch(train.lengths, settings)
-    epoch.skip(step)
-    started, loss_sum, loss_count = time.perf_counter(), 0.0, 0
-    seconds_before = log["seconds"]
-    with torch.random.fork_rng(devices=[]):
-        while step < settings.steps:
-            rows = epoch.next()
-            batch = _training_batch(train, rows, _rng(settings.seed, MASKING, step), settings)
-            torch.manual_seed(int(_rng(settings.seed, DROPOUT, step).integers(2**62)))
-            loss_sum += _train_step(model, optimiser, batch, _lr(step, settings), settings.clip)
-            loss_count += 1
-            step += 1
-            killed = stop_after is not None and step >= stop_after
-            if step % every == 0 or step == settings.steps or killed:
-                entry = {
-                    "step": step,
-                    "steps": settings.steps,
-                    "epoch": epoch.number,
-                    "train_loss": loss_sum / loss_count,
-                    "held_out_loss": evaluate(model, held_out_batches),
-                    "unigram_loss": log["unigram_loss"],
-                    "seconds": seconds_before + time.perf_counter() - started,
-                }
-                loss_sum, loss_count = 0.0, 0
-                log["history"].append(entry)
-                log["seconds"] = entry["seconds"]
-                checkpoint.save(folder / "checkpoints", step, model, optimiser, {"log": log})
-                if progress is not None:
-                    progress(entry)
-            if killed:
-                return log
+
+    def loss(step: int, rows: np.ndarray) -> torch.Tensor:
+        return masked_loss(model, _training_batch(train, rows, rng(settings.seed, MASKING, step), settings))
+
+    log, ended = fit(
+        model,
+        adamw(model.parameters(), settings.lr, settings.preset.weight_decay),
+        folder,
+        settings,
+        log,
+        epochs=Epochs(train.lengths, settings.batch_tokens, settings.seed),
+        loss=loss,
+        evaluate=lambda: {"held_out_loss": evaluate(model, held_out_batches), "unigram_loss": unigram},
+        every=max(1, settings.steps // EVALUATIONS),
+        progress=progress,
+        stop_after=stop_after,
+    )
+    if not ended:
+        return log
     gain, error = gain_over_unigram(model, held_out_batches, frequencies)
-    log |= {"gain": gain, "gain_se": error, "finished": True}
-    write_model(model, folder)
-    checkpoint.write_atomically(log_file, json.dumps(log, indent=1))
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    return log
-
-
-def write_model(model: torch.nn.Module, folder: Path) -> None:
-    """Write ``config.json`` and ``model.safetensors`` as Hugging Face does, each in one atomic step."""
-    folder.mkdir(parents=True, exist_ok=True)
-    # Named parameters: the decoder is tied to the embedding and, as in published files, not stored twice.
-    weights = {name: p.detach().contiguous() for name, p in model.named_parameters()}
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as part:
-        model.config.architectures = [type(model).__name__]  # type: ignore[union-attr]
-        model.config.save_pretrained(part)  # type: ignore[operator, union-attr]
-        save_file(weights, Path(part) / "model.safetensors", metadata={"format": "pt"})
-        for name in ("config.json", "model.safetensors"):
-            (Path(part) / name).replace(folder / name)
-
-
-def fingerprint(cells: TokenisedCells) -> str:
-    """SHA-256 of the tokens, to tell whether a run in a folder saw the same cells."""
-    digest = hashlib.sha256(np.ascontiguousarray(cells.offsets, dtype="<i8").tobytes())
-    digest.update(np.ascontiguousarray(cells.ids, dtype="<i8").tobytes())
-    return digest.hexdigest()
-
-
-def steps_of_epochs(lengths: np.ndarray, batch_tokens: int, epochs: int) -> int:
-    """Optimiser steps of that many passes over cells of these lengths, about: batches vary with the order."""
-    usable = lengths[lengths > 0]
-    return epochs * len(random_batches(usable, batch_tokens, _rng(0, EPOCH)))
-
-
-class _Epoch:
-    """Endless batches, a new seeded order each time all cells were seen."""
-
-    def __init__(self, lengths: np.ndarray, settings: Settings):
-        self.lengths, self.settings = lengths, settings
-        self.number = 0
-        self._batches: Iterator[np.ndarray] = iter(())
-
-    def next(self) -> np.ndarray:
-        for batch in self._batches:
-            return batch
-        rng = _rng(self.settings.seed, EPOCH, self.number)
-        self._batches = iter(random_batches(self.lengths, self.settings.batch_tokens, rng))
-        self.number += 1
-        return next(self._batches)
-
-    def skip(self, steps: int) -> None:
-        for _ in range(steps):
-            self.next()
-
-
-def _rng(seed: int, stream: int, number: int = 0) -> np.random.Generator:
-    return np.random.default_rng([seed, stream, number])
+    return finish(folder, {**log, "gain": gain, "gain_se": error}, model)
 
 
 def _split(cells: TokenisedCells, settings: Settings) -> tuple[TokenisedCells, TokenisedCells]:
@@ -274,30 +197,30 @@ def _split(cells: TokenisedCells, settings: Settings) -> tuple[TokenisedCells, T
             f"{usable.size} cells have tokens and {n_held_out} are to be held out: none is left to train on; "
             "give more cells, or check that the vocabulary holds the data's genes"
         )
-    order = _rng(settings.seed, SPLIT).permutation(usable)
+    order = rng(settings.seed, SPLIT).permutation(usable)
     return cells.select(np.sort(order[n_held_out:])), cells.select(np.sort(order[:n_held_out]))
 
 
 def _training_batch(
-    train: TokenisedCells, rows: np.ndarray, rng: np.random.Generator, settings: Settings
+    train: TokenisedCells, rows: np.ndarray, draws: np.random.Generator, settings: Settings
 ) -> MaskedBatch:
     if settings.preset.count_noise == 0:
-        return _mask(train, rows, rng, settings)
-    reranked = train.reranked(rows, rng, settings.preset.count_noise)
-    return _mask(reranked, np.arange(rows.size), rng, settings)
+        return _mask(train, rows, draws, settings)
+    reranked = train.reranked(rows, draws, settings.preset.count_noise)
+    return _mask(reranked, np.arange(rows.size), draws, settings)
 
 
 def _mask(
     cells: TokenisedCells,
     rows: np.ndarray,
-    rng: np.random.Generator,
+    draws: np.random.Generator,
     settings: Settings,
     hide_all: bool = False,
 ) -> MaskedBatch:
     return mask_batch(
         cells,
         rows,
-        rng,
+        draws,
         rate=settings.mask,
         vocabulary_size=settings.vocabulary_size,
         mask=MASK,
@@ -307,64 +230,6 @@ def _mask(
 
 
 def _held_out_batches(cells: TokenisedCells, settings: Settings) -> list[MaskedBatch]:
-    rng = _rng(settings.seed, HELD_OUT)
-    batches = random_batches(cells.lengths, settings.batch_tokens, rng)
-    return [_mask(cells, rows, rng, settings, hide_all=True) for rows in batches]
-
-
-def _optimiser(model: torch.nn.Module, settings: Settings) -> torch.optim.Optimizer:
-    matrices = [p for p in model.parameters() if p.dim() > 1]
-    vectors = [p for p in model.parameters() if p.dim() <= 1]  # biases and layer norms: no decay
-    groups = [
-        {"params": matrices, "weight_decay": settings.preset.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.98), foreach=True)
-
-
-def _lr(step: int, settings: Settings) -> float:
-    warmup = max(1, round(settings.warmup * settings.steps))
-    if step < warmup:
-        return settings.lr * (step + 1) / warmup
-    done = (step - warmup) / max(1, settings.steps - warmup)
-    return settings.lr * 0.5 * (1 + math.cos(math.pi * done))
-
-
-def _train_step(
-    model: torch.nn.Module, optimiser: torch.optim.Optimizer, batch: MaskedBatch, lr: float, clip: float
-) -> float:
-    model.train()
-    for group in optimiser.param_groups:
-        group["lr"] = lr
-    optimiser.zero_grad(set_to_none=True)
-    loss = masked_loss(model, batch)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
-    optimiser.step()
-    return float(loss.detach())
-
-
-def _as_json(settings: Settings) -> dict[str, Any]:
-    return json.loads(json.dumps(asdict(settings)))
-
-
-def _finished(log_file: Path, identity: dict[str, Any], folder: Path) -> dict[str, Any] | None:
-    if not log_file.exists():
-        return None
-    log = json.loads(log_file.read_text())
-    _require_same(identity, log, folder)
-    return log
-
-
-def _require_same(identity: dict[str, Any], log: dict[str, Any], folder: Path) -> None:
-    here, there = identity["settings"], log["settings"]
-    changed = [
-        f"{key} ({there.get(key)} there, {here.get(key)} now)" for key in here if here[key] != there.get(key)
-    ]
-    if identity["data"] != log["data"]:
-        changed.append("the tokens of the cells")
-    if changed:
-        raise ValueError(
-            f"{folder} holds a training run that differs in {', '.join(changed)}; "
-            "give another folder, the same settings, or resume=False (--restart) to start again"
-        )
+    draws = rng(settings.seed, HELD_OUT)
+    batches = random_batches(cells.lengths, settings.batch_tokens, draws)
+    return [_mask(cells, rows, draws, settings, hide_all=True) for rows in batches]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -13,17 +12,17 @@ import numpy as np
 import pandas as pd
 
 from scfast import models
+from scfast.models.dictionaries import Dictionaries
 from scfast.pp import gene_medians
-from scfast.run import Counts, checkpoint
+from scfast.run import Counts
 from scfast.run import pretrain as training
 from scfast.run.masking import TokenisedCells
+from scfast.run.training import steps_of_epochs, write_model
 from scfast.tl._inputs import get_counts
+from scfast.tl._tokens import token_blocks
 
 if TYPE_CHECKING:
     from anndata import AnnData
-
-#: Cells tokenised at once.
-CELLS_AT_ONCE = 8192
 
 
 def pretrain(
@@ -126,7 +125,7 @@ def pretrain(
     settings = training.Settings(
         preset=chosen,
         vocabulary_size=len(table) + training.N_SPECIAL,
-        steps=chosen.steps or training.steps_of_epochs(cells.lengths, batch, chosen.epochs or 1),
+        steps=chosen.steps or steps_of_epochs(cells.lengths, batch, chosen.epochs or 1),
         mask=mask,
         batch_tokens=batch,
         lr=lr or chosen.lr,
@@ -135,7 +134,7 @@ def pretrain(
     )
     report = print_progress if progress is True else progress or None
     log = training.pretrain(cells, folder, settings, resume=resume, progress=report)
-    _write_dictionaries(folder, table)
+    _tables(table).write(folder)
     return log
 
 
@@ -222,27 +221,24 @@ def _gene_table(
     return table
 
 
-def _write_dictionaries(folder: Path, table: dict[str, float]) -> None:
+def _tables(table: dict[str, float]) -> Dictionaries:
     tokens = {"<pad>": training.PAD, "<mask>": training.MASK}
     tokens |= {gene: number for number, gene in enumerate(table, start=training.N_SPECIAL)}
-    checkpoint.write_atomically(folder / "token_dictionary.json", json.dumps(tokens))
-    checkpoint.write_atomically(folder / "gene_median_dictionary.json", json.dumps(table))
+    return Dictionaries(tokens, table)
 
 
 def _tokenise(counts: Counts, table: dict[str, float], preset: training.Preset) -> TokenisedCells:
     """Tokens as the finished model will make them: by its own tokeniser, around fresh weights."""
     with tempfile.TemporaryDirectory() as scratch:
         fresh = training.new_model(preset, len(table) + training.N_SPECIAL, seed=0)
-        training.write_model(fresh, Path(scratch))
-        _write_dictionaries(Path(scratch), table)
+        write_model(fresh, Path(scratch))
+        _tables(table).write(Path(scratch))
         source = models.load("geneformer", scratch)
     ids, values, weights = [], [], []
     lengths: list[int] = []
     per_median = np.zeros(len(table) + training.N_SPECIAL)
     per_median[training.N_SPECIAL :] = 1.0 / np.array(list(table.values()))
-    for start in range(0, counts.n_cells, CELLS_AT_ONCE):
-        block, totals = counts.take(np.arange(start, min(start + CELLS_AT_ONCE, counts.n_cells)))
-        tokens = source.tokenize(block, counts.var, totals)
+    for block, tokens in token_blocks(source, counts):
         ids.append(tokens.ids.numpy())
         cell = np.repeat(np.arange(tokens.n_cells), tokens.lengths)
         values.append(np.asarray(block[cell, tokens.gene_index.numpy().copy()], dtype=np.float64).reshape(-1))
