@@ -1,4 +1,4 @@
-"""Rollout as its formula reads, from maps held in float64: what every shortcut is compared with."""
+"""Methods as their formulas read, from maps held in float64: what every shortcut is compared with."""
 
 from __future__ import annotations
 
@@ -84,6 +84,16 @@ def rollout(
             rows.append(weights @ product)
         scores.append((torch.stack(rows) if isinstance(layers, str) else rows[0]).numpy())
     return scores
+
+
+def received(source: AttentionSource, tokens: Tokens) -> list[np.ndarray]:
+    """Sums over queries of every cell's maps, float64 [N, H, n]."""
+    recorder = MapRecorder()
+    with torch.inference_mode():
+        source.forward(tokens, recorder)  # type: ignore[arg-type]
+    return [
+        np.stack([layer[cell].sum(1).numpy() for layer in recorder.maps]) for cell in range(tokens.n_cells)
+    ]
 
 
 def per_gene(scores: list[np.ndarray], tokens: Tokens, n_genes: int) -> np.ndarray:

@@ -17,6 +17,7 @@ ADATA = toy_adata()
 SOURCE = toy_source(cls=True)
 TOKENS = SOURCE.tokenize(ADATA.X, ADATA.var)
 SCORES = torch.rand(3, TOKENS.n_tokens, generator=torch.Generator().manual_seed(5))
+EACH = torch.rand(2, 3, TOKENS.n_tokens, generator=torch.Generator().manual_seed(6))  # [layers, heads, T]
 
 
 def cells(rows: Sequence[int]) -> Batch:
@@ -25,7 +26,9 @@ def cells(rows: Sequence[int]) -> Batch:
     starts = np.asarray(TOKENS.packing.starts_q)
     where = [np.arange(starts[row], starts[row] + TOKENS.lengths[row]) for row in rows]
     kept = torch.from_numpy(np.concatenate([*where, np.empty(0, dtype=np.int64)]).astype(np.int64))
-    return Batch(rows, TOKENS.select(rows), {"rollout": SCORES[:, kept]}, ADATA.X[rows])
+    return Batch(
+        rows, TOKENS.select(rows), {"rollout": SCORES[:, kept], "each": EACH[..., kept]}, ADATA.X[rows]
+    )
 
 
 def strata(*, replicates: bool) -> Strata:
@@ -40,6 +43,7 @@ ACCUMULATORS = {
     "expression": lambda: GroupExpression(strata(replicates=False), ADATA.n_vars),
     "expression over replicates": lambda: GroupExpression(strata(replicates=True), ADATA.n_vars),
     "layers": lambda: LayerScores(strata(replicates=True), ADATA.n_vars, 3),
+    "heads of layers": lambda: LayerScores(strata(replicates=False), ADATA.n_vars, 6, name="each"),
 }
 
 

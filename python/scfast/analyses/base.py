@@ -68,9 +68,9 @@ class Batch:
         return GeneTokens(pairs // width, pairs % width, rank[first], entry, token)
 
     def scores(self, name: str, row: int) -> np.ndarray:
-        """Token scores of one row of an observable [T] or [R, T], as float64 [T]."""
+        """Token scores of one row of an observable [T], [R, T] or [N, H, T] (N x H rows), as float64 [T]."""
         packed = self.observed[name]
-        packed = packed[None] if packed.dim() == 1 else packed
+        packed = packed[None] if packed.dim() == 1 else packed.flatten(0, -2)
         return packed[row].to(torch.float64).numpy()
 
     def gene_scores(self, name: str, row: int) -> np.ndarray:

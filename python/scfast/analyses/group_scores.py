@@ -19,7 +19,8 @@ class GroupScoresResult(NamedTuple):
 
     ``mean`` and ``se`` are over all cells of the group (a cell without the gene scores 0), ``mean_detecting``
     and ``se_detecting`` over the cells that have a token of the gene; ``detecting`` int64 is the number of
-    those and ``rank`` the gene's mean place in their encoding, from 1. ``cells`` and ``replicates`` are int64
+    those, ``rank`` the gene's mean place in their encoding, from 1, and ``rank_sd`` the standard deviation of that
+    place between them (nan for one cell). ``cells`` and ``replicates`` are int64
     [groups]; ``mass`` [groups, kinds] is the mean score that falls on each
     :class:`~scfast.models.base.TokenKind`; ``lost_vocabulary`` and ``lost_truncation`` [groups] are genes per
     cell.
@@ -31,6 +32,7 @@ class GroupScoresResult(NamedTuple):
     se_detecting: np.ndarray
     detecting: np.ndarray
     rank: np.ndarray
+    rank_sd: np.ndarray
     cells: np.ndarray
     replicates: np.ndarray
     mass: np.ndarray
@@ -71,6 +73,7 @@ class GroupScores(ArrayAccumulator):
             "cells": np.zeros(strata.n, dtype=np.int64),
             "count": np.zeros(per_gene, dtype=np.int64),
             "rank": np.zeros(per_gene, dtype=np.int64),
+            "rank_square": np.zeros(per_gene, dtype=np.int64),
             "score": np.zeros(per_gene),
             "square": np.zeros(per_gene),
             "mass": np.zeros((strata.n, N_KINDS)),
@@ -95,7 +98,12 @@ class GroupScores(ArrayAccumulator):
         inside = member[pairs.cell]
         scores = batch.gene_scores(self.name, self.row)[inside]
         places = Scatter(stratum[pairs.cell[inside]] * self.n_genes + pairs.gene[inside])
-        found += [places.counts("count"), places.counts("rank", pairs.rank[inside])]
+        rank = pairs.rank[inside]
+        found += [
+            places.counts("count"),
+            places.counts("rank", rank),
+            places.counts("rank_square", rank * rank),
+        ]
         found += [places.sums("score", scores), places.sums("square", scores * scores)]
         return found
 
@@ -105,6 +113,8 @@ class GroupScores(ArrayAccumulator):
         score = self.strata.by_group(self.sums["score"])
         all_cells = np.broadcast_to(cells[:, None], count.shape)
         mean, mean_detecting = _ratio(score, all_cells), _ratio(score, count)
+        rank = _ratio(self.strata.by_group(self.sums["rank"]), count)
+        squares = self.strata.by_group(self.sums["rank_square"]) - count * np.nan_to_num(rank) ** 2
         seen = self.sums["cells"] > 0
         return GroupScoresResult(
             mean=mean,
@@ -112,7 +122,8 @@ class GroupScores(ArrayAccumulator):
             mean_detecting=mean_detecting,
             se_detecting=self._error(mean_detecting, self.sums["count"]),
             detecting=count,
-            rank=_ratio(self.strata.by_group(self.sums["rank"]), count),
+            rank=rank,
+            rank_sd=np.sqrt(_ratio(np.maximum(squares, 0.0), count - 1)),
             cells=cells,
             replicates=self.strata.by_group((seen & self.strata.replicated).astype(np.int64)),
             mass=_ratio(self.strata.by_group(self.sums["mass"]), cells[:, None]),

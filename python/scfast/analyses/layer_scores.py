@@ -1,4 +1,4 @@
-"""Mean gene scores per group at every layer of a prefix or suffix rollout."""
+"""Mean gene scores per group at every layer, or at every head of every layer."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class LayerScores(ArrayAccumulator):
     n_genes
         Columns of the counts matrix.
     n_rows
-        R, one row per layer.
+        R, one row per layer or head.
     name
-        The observable that holds the scores [R, T].
+        The observable that holds the scores [R, T] or [N, H, T], R = N H.
     """
 
     config = ("n_genes", "n_rows", "name")

@@ -21,6 +21,8 @@ class Received(Observable):
     per_layer
         False: summed over layers and heads too, float32 [T] per batch, [n] per cell; a cell's sum is
         layers x heads x n. True: float32 [N, H, T], [N, H, n] per cell.
+    heads
+        With ``per_layer``: ``"none"``, each head for itself, or ``"sum"``, float32 [N, T], [N, n] per cell.
     name
         Key of the result.
 
@@ -38,8 +40,10 @@ class Received(Observable):
 
     sinks = frozenset({"received"})
 
-    def __init__(self, *, per_layer: bool = False, name: str = "received") -> None:
-        self.per_layer = per_layer
+    def __init__(self, *, per_layer: bool = False, heads: str = "none", name: str = "received") -> None:
+        if heads not in ("none", "sum"):
+            raise ValueError(f"heads={heads!r} is unknown; use 'none' or 'sum'")
+        self.per_layer, self.heads = per_layer, heads
         self.name = name
 
     def begin(self, batch: BatchInfo) -> None:
@@ -51,11 +55,12 @@ class Received(Observable):
         """Take the layer's column sums [H, T]."""
         assert output is not None
         assert output.received is not None
-        if self.per_layer:
-            self._layers.append(output.received)
+        received = output.received
+        if not self.per_layer:
+            self._sum += received.sum(0, dtype=torch.float64)
         else:
-            self._sum += output.received.sum(0, dtype=torch.float64)
+            self._layers.append(received if self.heads == "none" else received.sum(0))
 
     def finish(self) -> torch.Tensor:
-        """[T] or [N, H, T], float32."""
+        """[T], [N, T] or [N, H, T], float32."""
         return torch.stack(self._layers) if self.per_layer else self._sum.float()

@@ -2,6 +2,7 @@
 
 from scfast.tl.embed import embed
 from scfast.tl.pretrain import pretrain
+from scfast.tl.received import received
 from scfast.tl.rollout import rollout
 
-__all__ = ["embed", "pretrain", "rollout"]
+__all__ = ["embed", "pretrain", "received", "rollout"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -121,15 +121,23 @@ def _get_totals(adata: AnnData) -> np.ndarray | None:
     return totals
 
 
-def get_strata(adata: AnnData, groupby: str | None, replicate_key: str | None) -> tuple[Strata, list[str]]:
-    """Groups (and replicates within them) of the cells, and the groups' names.
+class Groups(NamedTuple):
+    """Which cells are counted together, the groups' names, and their names as columns of a file."""
+
+    strata: Strata
+    names: list[str]
+    columns: list[str]
+
+
+def get_groups(adata: AnnData, groupby: str | None, replicate_key: str | None = None) -> Groups:
+    """Groups (and replicates within them) of the cells.
 
     Raises
     ------
     KeyError
         When a column is not in ``adata.obs``.
     ValueError
-        When a cell of a group has no replicate.
+        When there are no groups, a cell of a group has no replicate, or a file cannot tell two names apart.
     """
     for argument, column in (("groupby", groupby), ("replicate_key", replicate_key)):
         if column is not None and column not in adata.obs:
@@ -150,7 +158,23 @@ def get_strata(adata: AnnData, groupby: str | None, replicate_key: str | None) -
                 f"adata.obs[{replicate_key!r}] is empty for {unknown} cells, whose replicate is thus"
                 " unknown: fill it or remove those cells"
             )
-    return Strata.from_codes(groups, len(names), replicates), names
+    return Groups(Strata.from_codes(groups, len(names), replicates), names, column_names(names))
+
+
+def column_names(groups: list[str]) -> list[str]:
+    """Group names as columns of a file: HDF5 takes a slash for a folder, so it becomes a bar."""
+    names = [name.replace("/", "|") for name in groups]
+    if len(set(names)) < len(names):
+        raise ValueError(f"the groups {groups} differ only by '/' and '|': rename one")
+    return names
+
+
+def check_options(key_added: str, null: str | None = None) -> None:
+    """Refuse a null model that there is not, and a name that no file can hold."""
+    if null not in (None, "untrained"):
+        raise ValueError(f"null={null!r} is unknown; use 'untrained' or None")
+    if not isinstance(key_added, str) or not key_added or "/" in key_added:
+        raise ValueError(f"key_added={key_added!r} must be a name without '/'")
 
 
 def get_rows(found: TokenSurvey, source: AttentionSource, var: pd.DataFrame) -> np.ndarray:

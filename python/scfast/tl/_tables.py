@@ -1,4 +1,4 @@
-"""Tables of a rollout: one row per gene and group, one row per group."""
+"""Tables of gene scores: one row per gene and group, one row per group."""
 
 from __future__ import annotations
 
@@ -46,6 +46,7 @@ def gene_table(
             **{field: getattr(scores, field)[number][kept] for field in ("mean_detecting", "se_detecting")},
             "cells": scores.detecting[number][kept],
             "rank": scores.rank[number][kept],
+            "rank_sd": scores.rank_sd[number][kept],
             "expression": baseline.expression[number][kept],
             "detection": baseline.detection[number][kept],
         }
@@ -70,11 +71,3 @@ def group_table(groups: list[str], scores: GroupScoresResult, table: pd.DataFram
                 spearman(part["mean"].to_numpy(), part[against].to_numpy()) for part in rows
             ]
     return pd.DataFrame(columns, index=pd.Index(groups, name="group"))
-
-
-def column_names(groups: list[str]) -> list[str]:
-    """Group names as columns of a file: HDF5 takes a slash for a folder, so it becomes a bar."""
-    names = [name.replace("/", "|") for name in groups]
-    if len(set(names)) < len(names):
-        raise ValueError(f"the groups {groups} differ only by '/' and '|': rename one")
-    return names

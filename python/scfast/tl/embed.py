@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Literal
 from scfast.analyses import Embedding
 from scfast.models.base import AttentionSource, Tokens
 from scfast.observables import HiddenStates
-from scfast.run import granted_memory, make_plan, parse_memory, run, survey, token_budget
-from scfast.run.memory import bytes_per_token
+from scfast.run import survey
+from scfast.tl._batches import Conditions, given, make_batches
 from scfast.tl._inputs import commit, get_counts, get_rows, get_source
 
 if TYPE_CHECKING:
@@ -81,8 +81,7 @@ def embed(
     """
     if pool not in (None, "cls", "mean"):
         raise ValueError(f"pool={pool!r} is unknown; use 'cls' or 'mean'")
-    if memory is not None:
-        parse_memory(memory)
+    how = Conditions(memory, backend, progress)
     counts = get_counts(adata, counts_layer)
     source = get_source(model, device)
     key = f"X_{source.name.partition(':')[0]}" if key_added is None else key_added
@@ -96,28 +95,16 @@ def embed(
 
     found = survey(source, counts)
     rows = get_rows(found, source, adata.var)
-    per_token = bytes_per_token(source, layers_kept=0, hidden_kept=1)
-    granted = granted_memory(memory, source.device)
-    on_cpu = source.device.type == "cpu"  # else the vectors do not take memory where the model runs
-    reserved = 4 * source.hidden_size * adata.n_obs if on_cpu else 0
-    longest = int(found.lengths[rows].max())
-    budget = token_budget(granted, per_token, longest, reserved=reserved, model=source.name)
-    dtype = str(source.dtype).removeprefix("torch.")
-    plan = make_plan(found.lengths, token_budget=budget, rows=rows, dtype=dtype, device=source.device)
+    batches = make_batches(
+        source, counts, found, rows, how, results_bytes=4 * source.hidden_size * adata.n_obs, hidden_kept=1
+    )
 
     def observe(tokens: Tokens) -> Sequence[HiddenStates]:
         return [HiddenStates(layer, pool=pool)]
 
-    results = run(
-        source, counts, {"vectors": Embedding(source.hidden_size)}, plan, observe,
-        tokens=found.tokens, backend=backend, per_token=per_token, progress=progress, label="embed",
-    )  # fmt: skip
-    given = {"counts_layer": counts_layer, "memory": memory}
-    params = {
-        "model": source.name, "pool": pool, "layer": layer, "backend": backend,
-        "plan": results.plan.conditions() | {"hash": results.plan.hash},
-        **{name: value for name, value in given.items() if value is not None},
-    }  # fmt: skip
+    results = batches.run({"vectors": Embedding(source.hidden_size)}, observe, "embed")
+    noted = {**given(counts_layer=counts_layer), **batches.params(results.plan)}
+    params = {"pool": pool, "layer": layer, **noted}
     target = adata.copy() if copy else adata
     commit(target, obsm={key: results["vectors"]}, uns={key: {"params": params}})
     return target if copy else None

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import pandas as pd
 
-from scfast.analyses import Accumulator, CellScores, GroupExpression, GroupScores, LayerScores, RowWriter
 from scfast.models.base import AttentionSource, Tokens
 from scfast.observables import Rollout
-from scfast.run import granted_memory, make_plan, parse_memory, run, survey, token_budget
-from scfast.run.memory import bytes_per_token
-from scfast.tl._inputs import commit, get_counts, get_rows, get_source, get_strata
+from scfast.run import survey
+from scfast.tl._batches import Conditions, given
+from scfast.tl._gene_scores import GeneScoring, Parts, score_genes
+from scfast.tl._inputs import check_options, get_counts, get_groups, get_rows, get_source
 from scfast.tl._readout import resolve_layers, resolve_readout
-from scfast.tl._tables import column_names, gene_table, group_table
 
 if TYPE_CHECKING:
     import torch
@@ -112,9 +110,10 @@ def rollout(
         ``"table"``
             DataFrame, one row per group and gene with a token in it, best first: ``gene``, ``group``,
             ``mean`` and ``se`` (over all cells), ``mean_detecting`` and ``se_detecting`` (over cells with a
-            token of the gene), ``cells`` (how many those are), and what the ranking must beat: ``rank`` (mean
-            place in the encoding, from 1), ``expression`` (mean log1p of counts per ten thousand),
-            ``detection`` (share of cells with a count), ``null`` and ``null_se``.
+            token of the gene), ``cells`` (how many those are), and what the ranking must beat: ``rank`` and
+            ``rank_sd`` (mean and standard deviation of the place in the encoding, from 1), ``expression``
+            (mean log1p of counts per ten thousand), ``detection`` (share of cells with a count),
+            ``null`` and ``null_se``.
         ``"groups"``
             DataFrame, one row per group: ``cells``, ``replicates``, the mean score on each kind of token
             (``mass_gene``, ``mass_special``, ``mass_chromosome``, ``mass_pad``), genes per cell that the
@@ -140,117 +139,42 @@ def rollout(
     >>> scfast.tl.rollout(adata, "geneformer:models/v1", groupby="cell_type")  # doctest: +SKIP
     >>> adata.uns["rollout"]["table"].groupby("group", observed=True).head(10)  # doctest: +SKIP
     """
-    _check_options(heads, residual, null, key_added)
-    if memory is not None:
-        parse_memory(memory)
+    _check_options(heads, residual)
+    check_options(key_added, null)
+    how = Conditions(memory, backend, progress, seed)
     counts = get_counts(adata, counts_layer)
-    strata, groups = get_strata(adata, groupby, replicate_key)
-    columns = column_names(groups)
+    groups = get_groups(adata, groupby, replicate_key)
     source = get_source(model, device)
     first, last = resolve_layers(layers, source)
     read = resolve_readout(readout, source, adata.var_names)
-
     found = survey(source, counts, gene=read.gene)
     rows = read.keep(get_rows(found, source, adata.var), found)
-    n_rows = source.n_layers if isinstance(layers, str) else 1
-    complete = 0 if layers == "suffix" else -1
-    kept = {"scores": GroupScores(strata, counts.var.shape[0], row=complete)}
-    analyses: dict[str, Accumulator | RowWriter] = {
-        **kept,
-        "baseline": GroupExpression(strata, counts.var.shape[0]),
-    }
-    if n_rows > 1:
-        analyses["by_layer"] = LayerScores(strata, counts.var.shape[0], n_rows)
-    results_bytes = sum(x.nbytes for x in analyses.values() if isinstance(x, Accumulator)) * (
-        2 if null else 1
-    )
-    if store_cells:
-        analyses["cells"] = CellScores(counts.var.shape[0], row=complete)
-        results_bytes += 16 * int(
-            found.gene_tokens[rows].sum()
-        )  # float32 and int32, once in blocks, once in order
-    per_token = bytes_per_token(source, layers_kept=last + 1 - first, readouts=n_rows)
-    longest = int(found.lengths[rows].max())
-    granted = granted_memory(memory, source.device)
-    on_cpu = source.device.type == "cpu"  # else results do not take memory where the model runs
-    reserved = results_bytes if on_cpu else 0
-    budget = token_budget(granted, per_token, longest, reserved=reserved, model=source.name)
-    plan = make_plan(
-        found.lengths,
-        token_budget=budget,
-        rows=rows,
-        dtype=str(source.dtype).removeprefix("torch."),
-        seed=seed,
-        device=source.device,
-    )
 
     def observe(tokens: Tokens) -> Sequence[Rollout]:
-        return [
-            Rollout(
-                read.weights(tokens),
-                layers=layers if isinstance(layers, str) else (first, last),
-                residual=residual,
-                heads=heads,
-            )
-        ]
+        span = layers if isinstance(layers, str) else (first, last)
+        return [Rollout(read.weights(tokens), layers=span, residual=residual, heads=heads)]
 
-    how: dict[str, Any] = {
-        "tokens": found.tokens, "backend": backend, "per_token": per_token, "progress": progress,
-    }  # fmt: skip
-    results = run(source, counts, analyses, plan, observe, **how, label="rollout")
-    plan = results.plan
-    nulls = None
-    if null is not None:
-        fresh: dict[str, Accumulator | RowWriter] = {
-            "scores": GroupScores(strata, counts.var.shape[0], row=complete)
-        }
-        nulls = run(source.untrained(seed), counts, fresh, plan, observe, **how, label="untrained")["scores"]
-
-    scores = results["scores"]
-    table = gene_table(adata.var_names, groups, scores, results["baseline"], nulls)
-    uns: dict[str, Any] = {
-        "params": {
-            **_described(
-                readout=read.name, groupby=groupby, replicate_key=replicate_key, heads=heads,
-                residual=residual, null=null, counts_layer=counts_layer, backend=backend, memory=memory,
-            ),
-            "layers": layers if isinstance(layers, str) else np.array([first, last]),
-            "model": source.name,
-            "n_layers": source.n_layers,
-            "n_heads": source.n_heads,
-            "plan": plan.conditions() | {"hash": plan.hash},
-        },
-        "groups": group_table(groups, scores, table),
-        "table": table,
-    }  # fmt: skip
-    if n_rows > 1:
-        uns["by_layer"] = results["by_layer"].transpose(0, 2, 1).copy()
-    varm = {key_added: _frame(scores.mean, adata, columns)}
-    if nulls is not None:
-        varm[f"{key_added}_null"] = _frame(nulls.mean, adata, columns)
-
-    target = adata.copy() if copy else adata
-    cells = {key_added: results["cells"]} if store_cells else {}
-    commit(target, layers=cells, varm=varm, uns={key_added: uns})
-    return target if copy else None
+    scoring = GeneScoring(
+        source, counts, found, rows, observe, "rollout",
+        row=0 if layers == "suffix" else -1,
+        parts=Parts("rollout", "by_layer", (source.n_layers,)) if isinstance(layers, str) else None,
+        layers_kept=last + 1 - first,
+    )  # fmt: skip
+    params = {
+        **given(groupby=groupby, replicate_key=replicate_key, counts_layer=counts_layer),
+        "readout": read.name,
+        "heads": heads,
+        "residual": residual,
+        "layers": layers if isinstance(layers, str) else np.array([first, last]),
+    }
+    return score_genes(
+        adata, scoring, groups, how, key_added=key_added, null=null, store_cells=store_cells, params=params,
+        copy=copy,
+    )  # fmt: skip
 
 
-def _check_options(heads: str, residual: float, null: str | None, key_added: str) -> None:
+def _check_options(heads: str, residual: float) -> None:
     if heads not in HEADS:
         raise ValueError(f"heads={heads!r} is not a fusion for a rollout; use one of {', '.join(HEADS)}")
     if not 0.0 <= residual <= 1.0:
         raise ValueError(f"residual must lie in [0, 1], got {residual}")
-    if null not in (None, "untrained"):
-        raise ValueError(f"null={null!r} is unknown; use 'untrained' or None")
-    if not isinstance(key_added, str) or not key_added or "/" in key_added:
-        raise ValueError(f"key_added={key_added!r} must be a name without '/'")
-
-
-def _described(**arguments: Any) -> dict[str, Any]:
-    """Arguments that were given: a file of AnnData has no None."""
-    return {name: value for name, value in arguments.items() if value is not None}
-
-
-def _frame(mean: np.ndarray, adata: AnnData, columns: list[str]) -> pd.DataFrame:
-    """Means [groups, genes] as a frame genes x groups."""
-    return pd.DataFrame(mean.T.copy(), index=adata.var_names, columns=columns)

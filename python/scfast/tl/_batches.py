@@ -1,0 +1,144 @@
+"""The batches in which one model after another runs over the same cells."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from scfast.analyses import Accumulator, RowWriter
+from scfast.models.base import AttentionSource, Tokens
+from scfast.observables import Observable
+from scfast.run import (
+    Counts,
+    Plan,
+    Results,
+    TokenSurvey,
+    granted_memory,
+    make_plan,
+    parse_memory,
+    run,
+    token_budget,
+)
+from scfast.run.memory import bytes_per_token
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """How a tool runs: its arguments of the same names; a ``memory`` that is no amount is refused at once."""
+
+    memory: str | int | None = None
+    backend: str = "auto"
+    progress: bool | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.memory is not None:
+            parse_memory(self.memory)
+
+
+@dataclass(frozen=True, eq=False)
+class Batches:
+    """A model, cells, and the plan by which it runs over them.
+
+    Attributes
+    ----------
+    source
+        The model.
+    counts
+        The cells.
+    tokens
+        Those of all cells, where there were few enough to keep.
+    plan
+        Which cells, in which batches.
+    per_token
+        Bytes that a token takes.
+    how
+        What the user asked for.
+    """
+
+    source: AttentionSource
+    counts: Counts
+    tokens: Tokens | None
+    plan: Plan
+    per_token: int
+    how: Conditions
+
+    def run(
+        self,
+        analyses: Mapping[str, Accumulator | RowWriter],
+        observe: Callable[[Tokens], Sequence[Observable]],
+        label: str,
+    ) -> Results:
+        """See :func:`scfast.run.run`."""
+        return run(
+            self.source, self.counts, analyses, self.plan, observe, tokens=self.tokens,
+            backend=self.how.backend, per_token=self.per_token, progress=self.how.progress, label=label,
+        )  # fmt: skip
+
+    def again(self, source: AttentionSource, plan: Plan) -> Batches:
+        """The same cells and tokens for another model, in the batches that ``plan`` ended with."""
+        return replace(self, source=source, plan=plan)
+
+    def params(self, plan: Plan) -> dict[str, Any]:
+        """What is noted of the model and of the plan as it was run."""
+        return {
+            "model": self.source.name,
+            "n_layers": self.source.n_layers,
+            "n_heads": self.source.n_heads,
+            "backend": self.how.backend,
+            "plan": plan.conditions() | {"hash": plan.hash},
+            **given(memory=self.how.memory),
+        }
+
+
+def make_batches(
+    source: AttentionSource,
+    counts: Counts,
+    found: TokenSurvey,
+    rows: np.ndarray,
+    how: Conditions,
+    *,
+    results_bytes: int,
+    layers_kept: int = 0,
+    hidden_kept: int = 0,
+    readouts: int = 1,
+) -> Batches:
+    """Plan a run within the memory that was granted.
+
+    Parameters
+    ----------
+    source, counts, how
+        See :class:`Batches`.
+    found
+        What tokenising the cells said.
+    rows
+        Those to run.
+    results_bytes
+        What the results take in the end.
+    layers_kept, hidden_kept, readouts
+        See :func:`scfast.run.memory.bytes_per_token`.
+
+    Raises
+    ------
+    ValueError
+        When not even the longest cell fits.
+    """
+    per_token = bytes_per_token(source, layers_kept=layers_kept, hidden_kept=hidden_kept, readouts=readouts)
+    on_cpu = source.device.type == "cpu"  # else results do not take memory where the model runs
+    budget = token_budget(
+        granted_memory(how.memory, source.device), per_token, int(found.lengths[rows].max()),
+        reserved=results_bytes if on_cpu else 0, model=source.name,
+    )  # fmt: skip
+    plan = make_plan(
+        found.lengths, token_budget=budget, rows=rows, seed=how.seed, device=source.device,
+        dtype=str(source.dtype).removeprefix("torch."),
+    )  # fmt: skip
+    return Batches(source, counts, found.tokens, plan, per_token, how)
+
+
+def given(**arguments: Any) -> dict[str, Any]:
+    """Arguments that are not None: a file of AnnData has no None."""
+    return {name: value for name, value in arguments.items() if value is not None}

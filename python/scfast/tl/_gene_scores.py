@@ -1,0 +1,143 @@
+"""Scores of genes, per cell and per group: computed, tabled beside what they must beat, and written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from scfast.analyses import Accumulator, CellScores, GroupExpression, GroupScores, LayerScores, RowWriter
+from scfast.models.base import AttentionSource, Tokens
+from scfast.observables import Observable
+from scfast.run import Counts, TokenSurvey
+from scfast.tl._batches import Conditions, given, make_batches
+from scfast.tl._inputs import Groups, commit
+from scfast.tl._tables import gene_table, group_table
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+class Parts(NamedTuple):
+    """Rows of an observable that are averaged one by one, into ``uns[...][key]`` [*shape, genes, groups]."""
+
+    observable: str
+    key: str
+    shape: tuple[int, ...]
+
+    @property
+    def n_rows(self) -> int:
+        """How many rows those are."""
+        return math.prod(self.shape)
+
+    def unfold(self, means: np.ndarray) -> np.ndarray:
+        """[*shape, genes, groups] of means [R, groups, genes]."""
+        return means.reshape(*self.shape, *means.shape[1:]).swapaxes(-1, -2).copy()
+
+
+@dataclass(frozen=True, eq=False)
+class GeneScoring:
+    """A run that gives every token a score.
+
+    Attributes
+    ----------
+    source, counts, found, rows
+        The model, the cells, what tokenising said of them, and which of them are run.
+    observe
+        Makes what is recorded of a batch: observables that give scores [R, T].
+    name, row
+        The observable that holds the scores, and which of its rows.
+    parts
+        What else is averaged.
+    layers_kept
+        Layers whose q and k the observables keep.
+    """
+
+    source: AttentionSource
+    counts: Counts
+    found: TokenSurvey
+    rows: np.ndarray
+    observe: Callable[[Tokens], Sequence[Observable]]
+    name: str
+    row: int = -1
+    parts: Parts | None = None
+    layers_kept: int = 0
+
+
+def score_genes(
+    adata: AnnData,
+    scoring: GeneScoring,
+    groups: Groups,
+    how: Conditions,
+    *,
+    key_added: str,
+    null: str | None,
+    store_cells: bool,
+    params: dict[str, Any],
+    copy: bool = False,
+) -> AnnData | None:
+    """Run, and write ``layers``, ``varm`` and ``uns[key_added]`` as the tool's documentation says.
+
+    Parameters
+    ----------
+    adata
+        Where the results go.
+    scoring
+        What is run.
+    groups
+        Of the cells.
+    how
+        Within which memory, on which backend.
+    key_added, null, store_cells, copy
+        The tool's arguments.
+    params
+        What is noted beside the model and the plan.
+    """
+    n_genes, strata = scoring.counts.var.shape[0], groups.strata
+
+    def scores() -> GroupScores:
+        return GroupScores(strata, n_genes, name=scoring.name, row=scoring.row)
+
+    analyses: dict[str, Accumulator | RowWriter] = {
+        "scores": scores(),
+        "baseline": GroupExpression(strata, n_genes),
+    }
+    if scoring.parts is not None:
+        analyses["parts"] = LayerScores(strata, n_genes, scoring.parts.n_rows, name=scoring.parts.observable)
+    results_bytes = sum(x.nbytes for x in analyses.values() if isinstance(x, Accumulator))
+    results_bytes *= 2 if null else 1
+    if store_cells:
+        analyses["cells"] = CellScores(n_genes, name=scoring.name, row=scoring.row)
+        # float32 and int32, once in blocks, once in order
+        results_bytes += 16 * int(scoring.found.gene_tokens[scoring.rows].sum())
+    batches = make_batches(
+        scoring.source, scoring.counts, scoring.found, scoring.rows, how, results_bytes=results_bytes,
+        layers_kept=scoring.layers_kept, readouts=1 if scoring.parts is None else scoring.parts.n_rows,
+    )  # fmt: skip
+    results = batches.run(analyses, scoring.observe, scoring.name)
+    nulls = None
+    if null is not None:
+        fresh = batches.again(scoring.source.untrained(how.seed), results.plan)
+        nulls = fresh.run({"scores": scores()}, scoring.observe, "untrained")["scores"]
+
+    table = gene_table(adata.var_names, groups.names, results["scores"], results["baseline"], nulls)
+    uns: dict[str, Any] = {
+        "params": {**params, **given(null=null), **batches.params(results.plan)},
+        "groups": group_table(groups.names, results["scores"], table),
+        "table": table,
+    }
+    if scoring.parts is not None:
+        uns[scoring.parts.key] = scoring.parts.unfold(results["parts"])
+    means = {key_added: results["scores"]} | ({} if nulls is None else {f"{key_added}_null": nulls})
+    varm = {
+        key: pd.DataFrame(of.mean.T.copy(), index=adata.var_names, columns=groups.columns)
+        for key, of in means.items()
+    }
+    target = adata.copy() if copy else adata
+    cells = {key_added: results["cells"]} if store_cells else {}
+    commit(target, layers=cells, varm=varm, uns={key_added: uns})
+    return target if copy else None
