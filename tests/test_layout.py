@@ -29,7 +29,7 @@ KERNELS = {"cpu": "csrc/{op}.hpp", "triton": "kernels/{op}.py", "cuda": "kernels
 #: room -> floor: a room imports rooms of its own floor and below. Decimals order the rooms of floor 2.
 FLOORS = {
     "_kernels": 1, "kernels": 1,
-    "packing": 2.0, "reference": 2.1, "ops": 2.2,
+    "packing": 2.0, "maps": 2.0, "reference": 2.1, "ops": 2.2,
     "attention": 3, "observables": 3, "models": 3,
     "analyses": 4,
     "run": 5,

@@ -194,5 +194,5 @@ def test_a_hand_made_packing_of_another_dtype_is_refused(index: str) -> None:
         ValueError, match=f"{index} must be contiguous int32; build it with Packing.from_lengths"
     ):
         torch.ops.scfast.attention_rowstats(
-            case.q, case.k, *where.values(), None, 1.0, 0.0, False, "none", None
+            case.q, case.k, *where.values(), None, 1.0, 0.0, False, "none", None, "prob", []
         )

@@ -22,6 +22,7 @@ def arguments(op: str, dtype: torch.dtype = torch.float32, **extra: Any) -> tupl
     heads, weights = extra.get("heads", "mean"), extra.get("head_weights")
     out = case.v.new_ones(38, 4, 8)
     wanted = extra.get("wanted", (True, True, True))
+    given = extra.get("map", ("prob", []))
     return {
         "attention_forward": (
             case.q,
@@ -32,8 +33,19 @@ def arguments(op: str, dtype: torch.dtype = torch.float32, **extra: Any) -> tupl
             *wanted,
         ),
         "attention_backward": (out.clone(), case.q, case.k, case.v, out, torch.ones(38, 4), *where, *score),
-        "attention_colsum": (case.q, case.k, *where, *score, torch.rand(3, 38), heads, weights, None, True),
-        "attention_rowstats": (case.q, case.k, *where, *score, heads, weights),
+        "attention_colsum": (
+            case.q,
+            case.k,
+            *where,
+            *score,
+            torch.rand(3, 38),
+            heads,
+            weights,
+            None,
+            True,
+            *given,
+        ),
+        "attention_rowstats": (case.q, case.k, *where, *score, heads, weights, *given),
     }[op]
 
 

@@ -1,5 +1,6 @@
 """The ops: contract, checks, dispatch and torch registration of each kernel."""
 
+from scfast.maps import Norm, Prob, Relevance
 from scfast.ops.attention_backward import AttentionGradients, attention_backward
 from scfast.ops.attention_colsum import attention_colsum
 from scfast.ops.attention_forward import AttentionOutput, attention_forward
@@ -9,7 +10,10 @@ from scfast.ops.rank_values import RankedCells, rank_values
 __all__ = [
     "AttentionGradients",
     "AttentionOutput",
+    "Norm",
+    "Prob",
     "RankedCells",
+    "Relevance",
     "RowStats",
     "attention_backward",
     "attention_colsum",

@@ -24,10 +24,12 @@ BACKENDS: dict[str, Callable[..., list[str]]] = {
     "triton": _triton.unsupported,
     "reference": _reference_unsupported,
 }
+#: Kinds of map beside "prob" that a backend's kernels take; a backend that is not listed takes none.
+MAPS: dict[str, tuple[str, ...]] = {"reference": ("norm", "relevance", "signed relevance")}
 
 
-def choose(op: str, backend: str, **tensors: torch.Tensor) -> str:
-    """Name of the backend that runs ``op`` on these inputs.
+def choose(op: str, backend: str, kind: str = "prob", /, **tensors: torch.Tensor) -> str:
+    """Name of the backend that runs ``op`` on these inputs; ``kind`` is that of the map it is to reduce.
 
     ``"auto"`` never picks the reference: it materialises the maps, so it runs only when it is asked for by name.
     """
@@ -42,11 +44,14 @@ def choose(op: str, backend: str, **tensors: torch.Tensor) -> str:
     refusals = {}
     for name in candidates:
         refusals[name] = BACKENDS[name](op, **tensors)
+        if kind != "prob" and kind not in MAPS.get(name, ()):
+            refusals[name] = [*refusals[name], f"{op} has no kernel for the map {kind!r}"]
         if not refusals[name]:
             return name
     inputs = ", ".join(f"{name}: {x.dtype} {tuple(x.shape)} on {x.device}" for name, x in tensors.items())
+    of = "" if kind == "prob" else f" of the map {kind!r}"
     reasons = "\n".join(f"  {name}: {'; '.join(reasons)}" for name, reasons in refusals.items())
     raise BackendError(
-        f"no backend runs {op} on {inputs}\n{reasons}\n"
+        f"no backend runs {op}{of} on {inputs}\n{reasons}\n"
         "Change what they refuse, or pass backend='reference' (float64, holds the maps)."
     )

@@ -7,15 +7,17 @@ from typing import Any
 import torch
 
 from scfast import _kernels, reference
+from scfast.maps import Map
 from scfast.ops import _cpu, _triton
 from scfast.ops._checks import check_heads, check_qk, check_row_weights, check_score
 from scfast.ops._dispatch import choose
 from scfast.ops._library import LIBRARY, PACKING, SCORE
+from scfast.ops._maps import MAP, check_map, map_tensors
 from scfast.packing import Packing
 
 LIBRARY.define(
     f"attention_colsum(Tensor q, Tensor k, {PACKING}, {SCORE}, Tensor row_weights, str heads,"
-    " Tensor? head_weights, float? residual, bool row_sums) -> (Tensor, Tensor)"
+    f" Tensor? head_weights, float? residual, bool row_sums, {MAP}) -> (Tensor, Tensor)"
 )
 
 
@@ -25,7 +27,8 @@ def attention_colsum(
     packing: Packing,
     row_weights: torch.Tensor | None = None,
     *,
-    heads: str = "mean",
+    map: Map | None = None,
+    heads: str | None = None,
     head_weights: torch.Tensor | None = None,
     residual: float | None = None,
     row_sums: bool = False,
@@ -35,7 +38,7 @@ def attention_colsum(
     causal: bool = False,
     backend: str = "auto",
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    """Weighted column sums of the attention map of every cell, without holding the map.
+    """Weighted column sums of a map of attention of every cell, without holding the map.
 
     Parameters
     ----------
@@ -46,8 +49,11 @@ def attention_colsum(
     row_weights
         [R, Tq] or [Tq], finite: the weight of every query, R sets in one visit. Queries whose weights are all zero
         are skipped. Default: 1/n within each cell.
+    map
+        What an element of the map is: :class:`Prob` (the default), :class:`Norm` or :class:`Relevance`.
     heads
-        Fusion of the heads of each element: ``"mean"``, ``"sum"``, ``"max"``, ``"min"``, or ``"none"``.
+        Fusion of the heads of each element: ``"mean"`` (the default), ``"sum"``, ``"max"``, ``"min"``, or ``"none"``.
+        The heads of a :class:`Norm` are summed as vectors (leave it out), or stay apart (``"none"``).
     head_weights
         [H]: factor of each head's map before the fusion.
     residual
@@ -81,6 +87,7 @@ def attention_colsum(
     """
     check_qk(q, k, packing)
     scale, cap, bias = check_score(q, packing, scale, softcap, key_bias)
+    map, heads = check_map(map, q, k, packing, heads, "mean")
     factors = check_heads(q, heads, head_weights)
     weights = check_row_weights(row_weights, q, packing)
     if residual is not None:
@@ -90,10 +97,10 @@ def attention_colsum(
             raise ValueError(
                 "residual needs as many queries as keys in every cell: it adds each query to its own key"
             )
-    chosen = choose("attention_colsum", backend, q=q, k=k)
+    chosen = choose("attention_colsum", backend, map.kind, q=q, k=k)
     if chosen == "reference":
         sums, rho = reference.attention_colsum(
-            q, k, packing, weights, heads=heads, head_weights=factors, residual=residual,
+            q, k, packing, weights, map=map, heads=heads, head_weights=factors, residual=residual,
             scale=scale, softcap=softcap, key_bias=bias, causal=causal,
         )  # fmt: skip
         sums, rho = sums.float(), rho.float()
@@ -102,12 +109,13 @@ def attention_colsum(
         sums, rho = run(
             q, k, packing.cu_seqlens_q, packing.cu_seqlens_k, packing.work, packing.causal_offset,
             bias, scale, cap, causal, weights, heads, factors, residual, row_sums,
+            map.kind, map_tensors(map),
         )  # fmt: skip
     return (sums, rho) if row_sums else sums
 
 
 def _cpu_impl(q: torch.Tensor, k: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    *packing_and_score, row_weights, heads, head_weights, residual, row_sums = rest
+    *packing_and_score, row_weights, heads, head_weights, residual, row_sums, _, _ = rest
     q, k, row_weights = _cpu.dense_rows(q), _cpu.dense_rows(k), row_weights.contiguous()
     sums, rho = _allocate(q, k, row_weights, heads, row_sums)
     fusion, factors = _cpu.fusion(q, heads, head_weights)
@@ -120,7 +128,7 @@ def _cpu_impl(q: torch.Tensor, k: torch.Tensor, *rest: Any) -> tuple[torch.Tenso
 
 
 def _triton_impl(q: torch.Tensor, k: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    *packing_and_score, row_weights, heads, head_weights, residual, row_sums = rest
+    *packing_and_score, row_weights, heads, head_weights, residual, row_sums, _, _ = rest
     sums, rho = _allocate(q, k, row_weights, heads, row_sums)
     fusion, factors = _triton.fusion(q, heads, head_weights)
     _triton.launch(
@@ -139,7 +147,7 @@ def _allocate(
 
 
 def _fake(q: torch.Tensor, k: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    row_weights, heads, _, _, row_sums = rest[-5:]
+    row_weights, heads, _, _, row_sums, _, _ = rest[-7:]
     return _allocate(q, k, row_weights, heads, row_sums)
 
 

@@ -7,14 +7,16 @@ from typing import Any, NamedTuple
 import torch
 
 from scfast import _kernels, reference
+from scfast.maps import Map
 from scfast.ops import _cpu, _triton
 from scfast.ops._checks import check_heads, check_qk, check_score
 from scfast.ops._dispatch import choose
 from scfast.ops._library import LIBRARY, PACKING, SCORE
+from scfast.ops._maps import MAP, check_map, map_tensors
 from scfast.packing import Packing
 
 LIBRARY.define(
-    f"attention_rowstats(Tensor q, Tensor k, {PACKING}, {SCORE}, str heads, Tensor? head_weights)"
+    f"attention_rowstats(Tensor q, Tensor k, {PACKING}, {SCORE}, str heads, Tensor? head_weights, {MAP})"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 
@@ -22,8 +24,9 @@ LIBRARY.define(
 class RowStats(NamedTuple):
     """Statistics of the rows of attention: [Tq, Hout] each, ``total`` [B, Hout]; float32.
 
-    ``entropy`` is that of the row divided by its sum, in nats; ``max`` the largest entry; ``self_weight`` the entry
-    at the query's own key (j = i + causal_offset); ``row_sum`` the sum; ``total`` the sum over a cell's rows.
+    ``entropy`` is that of the row divided by its sum, in nats, and NaN where elements may be negative by their map
+    (:class:`Relevance`, signed); ``max`` the largest entry; ``self_weight`` the entry at the query's own key
+    (j = i + causal_offset); ``row_sum`` the sum; ``total`` the sum over a cell's rows.
     """
 
     entropy: torch.Tensor
@@ -38,7 +41,8 @@ def attention_rowstats(
     k: torch.Tensor,
     packing: Packing,
     *,
-    heads: str = "none",
+    map: Map | None = None,
+    heads: str | None = None,
     head_weights: torch.Tensor | None = None,
     scale: float | None = None,
     softcap: float | None = None,
@@ -46,7 +50,7 @@ def attention_rowstats(
     causal: bool = False,
     backend: str = "auto",
 ) -> RowStats:
-    """Statistics of every row of the (fused) attention map, without holding the map.
+    """Statistics of every row of a (fused) map of attention, without holding the map.
 
     Parameters
     ----------
@@ -54,8 +58,11 @@ def attention_rowstats(
         [Tq, H, D] and [Tk, Hkv, D]; float32, bfloat16 or float16.
     packing
         Where the cells lie.
+    map
+        What an element of the map is: :class:`Prob` (the default), :class:`Norm` or :class:`Relevance`.
     heads, head_weights
-        Fusion as in :func:`attention_colsum`; the default keeps the heads apart.
+        Fusion as in :func:`attention_colsum`; the default keeps the heads apart, but for :class:`Norm`, whose heads are
+        summed as vectors.
     scale, softcap, key_bias, causal, backend
         As in :func:`attention_forward`.
 
@@ -81,11 +88,12 @@ def attention_rowstats(
     """
     check_qk(q, k, packing)
     scale, cap, bias = check_score(q, packing, scale, softcap, key_bias)
+    map, heads = check_map(map, q, k, packing, heads, "none")
     factors = check_heads(q, heads, head_weights)
-    chosen = choose("attention_rowstats", backend, q=q, k=k)
+    chosen = choose("attention_rowstats", backend, map.kind, q=q, k=k)
     if chosen == "reference":
         stats = reference.attention_rowstats(
-            q, k, packing, heads=heads, head_weights=factors,
+            q, k, packing, map=map, heads=heads, head_weights=factors,
             scale=scale, softcap=softcap, key_bias=bias, causal=causal,
         )  # fmt: skip
         return RowStats(**{name: x.float() for name, x in stats.items()})
@@ -93,7 +101,7 @@ def attention_rowstats(
     return RowStats(
         *run(
             q, k, packing.cu_seqlens_q, packing.cu_seqlens_k, packing.work, packing.causal_offset,
-            bias, scale, cap, causal, heads, factors,
+            bias, scale, cap, causal, heads, factors, map.kind, map_tensors(map),
         )
     )  # fmt: skip
 
@@ -101,7 +109,7 @@ def attention_rowstats(
 def _cpu_impl(
     q: torch.Tensor, k: torch.Tensor, cu_seqlens_q: torch.Tensor, *rest: Any
 ) -> tuple[torch.Tensor, ...]:
-    *packing_and_score, heads, head_weights = rest
+    *packing_and_score, heads, head_weights, _, _ = rest
     q, k = _cpu.dense_rows(q), _cpu.dense_rows(k)
     *stats, total = _allocate(q, cu_seqlens_q, heads)
     fusion, factors = _cpu.fusion(q, heads, head_weights)
@@ -118,7 +126,7 @@ def _cpu_impl(
 def _triton_impl(
     q: torch.Tensor, k: torch.Tensor, cu_seqlens_q: torch.Tensor, *rest: Any
 ) -> tuple[torch.Tensor, ...]:
-    *packing_and_score, heads, head_weights = rest
+    *packing_and_score, heads, head_weights, _, _ = rest
     results = _allocate(q, cu_seqlens_q, heads)
     fusion, factors = _triton.fusion(q, heads, head_weights)
     _triton.launch("attention_rowstats", q, k, (cu_seqlens_q, *packing_and_score), fusion, factors, *results)
@@ -134,7 +142,7 @@ def _allocate(q: torch.Tensor, cu_seqlens_q: torch.Tensor, heads: str) -> tuple[
 def _fake(
     q: torch.Tensor, k: torch.Tensor, cu_seqlens_q: torch.Tensor, *rest: Any
 ) -> tuple[torch.Tensor, ...]:
-    return _allocate(q, cu_seqlens_q, rest[-2])
+    return _allocate(q, cu_seqlens_q, rest[-4])
 
 
 LIBRARY.impl("attention_rowstats", _cpu_impl, "CPU")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 
+from scfast.maps import Map, Norm, Relevance
 from scfast.packing import Packing
 
 
@@ -56,3 +58,62 @@ def fuse_heads(maps: torch.Tensor, heads: str, head_weights: torch.Tensor | None
         "mean": torch.mean, "sum": torch.sum, "max": torch.amax, "min": torch.amin,
     }  # fmt: skip
     return fuse[heads](maps, dim=0, keepdim=True)
+
+
+def fused_maps(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    packing: Packing,
+    map: Map | None,
+    heads: str,
+    head_weights: torch.Tensor | None,
+    **score: Any,
+) -> Iterator[torch.Tensor]:
+    """Yield the map [Hout, nq, nk] of each cell, its heads fused; ``map=None`` is the probabilities."""
+    for cell, (p, _) in enumerate(prob_maps(q, k, packing, **score)):
+        if isinstance(map, Norm):
+            yield _norm_map(p, map, heads, head_weights, packing, cell)
+            continue
+        if isinstance(map, Relevance):
+            p = p * _probability_gradient(map, packing, cell)
+            p = p if map.signed else p.clamp(min=0)
+        yield fuse_heads(p, heads, head_weights)
+
+
+def own_keys(packing: Packing, cell: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """([n] queries of a cell that have a key of their own, [n] that key): j = i + causal_offset."""
+    row = torch.arange(packing.lengths_q[cell], device=packing.device)
+    key = row + packing.causal_offset[cell]
+    inside = (key >= 0) & (key < packing.lengths_k[cell])
+    return row[inside], key[inside]
+
+
+def _norm_map(
+    p: torch.Tensor, map: Norm, heads: str, head_weights: torch.Tensor | None, packing: Packing, cell: int
+) -> torch.Tensor:
+    """[H, nq, nk] probabilities -> [Hout, nq, nk] norms, as :class:`Norm` writes them."""
+    if head_weights is not None:
+        p = p * head_weights.double()[:, None, None]
+    gram = packing.split_k(map.gram.double())[cell]  # [nk, H, H]
+    if heads == "none":
+        length = gram.diagonal(dim1=1, dim2=2).T.clamp(min=0).sqrt()  # [H, nk]
+        norm = p.abs() * length[:, None, :]
+    else:
+        square = torch.einsum("hij,jhg,gij->ij", p, gram, p)
+        row, key = own_keys(packing, cell)
+        if map.diagonal_linear is not None:
+            linear = packing.split_q(map.diagonal_linear.double())[cell]  # [nq, H]
+            square[row, key] += (linear[row] * p[:, row, key].T).sum(1)
+        if map.diagonal_constant is not None:
+            square[row, key] += packing.split_q(map.diagonal_constant.double())[cell][row]
+        norm = square.clamp(min=0).sqrt()[None]
+    if map.row_scale is not None:
+        norm = norm * packing.split_q(map.row_scale.double())[cell][None, :, None]
+    return norm
+
+
+def _probability_gradient(map: Relevance, packing: Packing, cell: int) -> torch.Tensor:
+    """[H, nq, nk]: dP = d_out v^T."""
+    v, d_out = packing.split_k(map.v.double())[cell], packing.split_q(map.d_out.double())[cell]
+    v = v.repeat_interleave(d_out.shape[1] // v.shape[1], dim=1)
+    return torch.einsum("ihd,jhd->hij", d_out, v)

@@ -1,11 +1,12 @@
-"""Column sums of attention, r^T P, materialised in float64."""
+"""Column sums of a map of attention, r^T M, materialised in float64."""
 
 from __future__ import annotations
 
 import torch
 
+from scfast.maps import Map
 from scfast.packing import Packing
-from scfast.reference._maps import fuse_heads, prob_maps
+from scfast.reference._maps import fused_maps
 
 
 def attention_colsum(
@@ -14,6 +15,7 @@ def attention_colsum(
     packing: Packing,
     row_weights: torch.Tensor,
     *,
+    map: Map | None = None,
     heads: str = "mean",
     head_weights: torch.Tensor | None = None,
     residual: float | None = None,
@@ -26,8 +28,8 @@ def attention_colsum(
     options = {"scale": scale, "softcap": softcap, "key_bias": key_bias, "causal": causal}
     weights = packing.split_q(row_weights.double(), dim=1)  # per cell [R, nq]
     sums, row_sums = [], []
-    for (p, _), r in zip(prob_maps(q, k, packing, **options), weights, strict=True):  # type: ignore[arg-type]
-        a = fuse_heads(p, heads, head_weights)  # [Hout, nq, nk]
+    maps = fused_maps(q, k, packing, map, heads, head_weights, **options)
+    for a, r in zip(maps, weights, strict=True):  # [Hout, nq, nk], [R, nq]
         rho = a.sum(-1)  # [Hout, nq]
         r = r[:, None, :].expand(-1, a.shape[0], -1)  # [R, Hout, nq]
         if residual is not None:
