@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from scfast.analyses import Addition, Batch, GroupExpression, GroupScores, LayerScores, Strata
+from scfast.analyses import Addition, Batch, GroupExpression, GroupScores, LayerScores, RankProfile, Strata
 from tests.laws import assert_accumulator_laws
 from tests.toy import toy_adata, toy_source
 
@@ -43,6 +43,8 @@ ACCUMULATORS = {
     "expression": lambda: GroupExpression(strata(replicates=False), ADATA.n_vars),
     "expression over replicates": lambda: GroupExpression(strata(replicates=True), ADATA.n_vars),
     "layers": lambda: LayerScores(strata(replicates=True), ADATA.n_vars, 3),
+    "ranks": lambda: RankProfile(strata(replicates=False), 24, name="rollout", row=1),
+    "ranks over replicates": lambda: RankProfile(strata(replicates=True), 30, name="each", row=4),
     "heads of layers": lambda: LayerScores(strata(replicates=False), ADATA.n_vars, 6, name="each"),
 }
 
@@ -123,6 +125,11 @@ def test_merge_refuses_other_groups_and_genes():
         mine.merge(GroupScores(strata(replicates=True), ADATA.n_vars))
     with pytest.raises(ValueError, match="n_genes=40 and n_genes=41"):
         mine.merge(GroupScores(strata(replicates=False), 41))
+
+
+def test_a_profile_refuses_cells_that_are_too_long():
+    with pytest.raises(ValueError, match="gene tokens; this profile has 20 ranks"):
+        RankProfile(strata(replicates=False), 20, name="rollout").update(cells(range(ADATA.n_obs)))
 
 
 def test_expression_needs_counts():

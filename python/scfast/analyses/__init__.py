@@ -6,6 +6,7 @@ from scfast.analyses.embedding import Embedding
 from scfast.analyses.group_expression import GroupExpression
 from scfast.analyses.group_scores import GroupScores
 from scfast.analyses.layer_scores import LayerScores
+from scfast.analyses.rank_profile import RankProfile
 from scfast.analyses.strata import Strata
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "GroupExpression",
     "GroupScores",
     "LayerScores",
+    "RankProfile",
     "RowBlock",
     "RowWriter",
     "Strata",

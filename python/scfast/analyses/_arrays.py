@@ -86,3 +86,13 @@ class ArrayAccumulator:
         """(stratum int64 [B], whether the cell is in one, bool [B])."""
         stratum = self.strata.of_row[batch.rows]
         return stratum, stratum >= 0
+
+    def _group_of(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+        """(group int64 [B], -1 for none; whether the cell is in one, bool [B])."""
+        stratum, member = self._strata_of(batch)
+        return np.where(member, self.strata.group[stratum] if self.strata.n else -1, -1), member
+
+
+def ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
+    """``top / bottom`` in float64, nan where ``bottom`` is not positive."""
+    return np.divide(top, bottom, out=np.full(np.shape(top), np.nan), where=bottom > 0)

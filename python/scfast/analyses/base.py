@@ -19,7 +19,8 @@ class GeneTokens(NamedTuple):
 
     ``cell`` and ``gene`` are int64 [n]; ``rank`` int64 [n] is the gene's place among its cell's gene tokens,
     from 1 (the first place, where a gene has several tokens); ``entry`` int64 [m] says which pair each of the
-    batch's m gene tokens belongs to and ``token`` int64 [m] which token of the batch that is.
+    batch's m gene tokens belongs to, ``token`` int64 [m] which token of the batch that is, and ``place`` int64 [m]
+    its place among the gene tokens of its cell, from 1.
     """
 
     cell: np.ndarray
@@ -27,6 +28,7 @@ class GeneTokens(NamedTuple):
     rank: np.ndarray
     entry: np.ndarray
     token: np.ndarray
+    place: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -62,10 +64,10 @@ class Batch:
         token = np.flatnonzero((self.tokens.kind.numpy() == TokenKind.GENE) & (gene >= 0))
         cell, gene = self.cell_of_token[token], gene[token]
         before = np.searchsorted(cell, np.arange(self.tokens.n_cells))  # gene tokens of earlier cells
-        rank = np.arange(len(token)) - before[cell] + 1
+        place = np.arange(len(token)) - before[cell] + 1
         width = int(gene.max(initial=0)) + 1
         pairs, first, entry = np.unique(cell * width + gene, return_index=True, return_inverse=True)
-        return GeneTokens(pairs // width, pairs % width, rank[first], entry, token)
+        return GeneTokens(pairs // width, pairs % width, place[first], entry, token, place)
 
     def scores(self, name: str, row: int) -> np.ndarray:
         """Token scores of one row of an observable [T], [R, T] or [N, H, T] (N x H rows), as float64 [T]."""

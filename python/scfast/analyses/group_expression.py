@@ -50,8 +50,7 @@ class GroupExpression(ArrayAccumulator):
         """What the cells of a batch, which must carry its counts, add; nothing is changed."""
         if batch.counts is None:
             raise ValueError("GroupExpression needs batches with counts; this one has none")
-        stratum, member = self._strata_of(batch)
-        group = np.where(member, self.strata.group[stratum] if self.strata.n else -1, -1)
+        group, member = self._group_of(batch)
         counts = batch.counts
         cell = np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr))
         value = counts.data.astype(np.float64)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scfast.analyses._arrays import ArrayAccumulator
+from scfast.analyses._arrays import ArrayAccumulator, ratio
 from scfast.analyses.base import Addition, Batch, Scatter
 from scfast.analyses.strata import Strata
 from scfast.models.base import TokenKind
@@ -112,8 +112,8 @@ class GroupScores(ArrayAccumulator):
         cells, count = self.strata.by_group(self.sums["cells"]), self.strata.by_group(self.sums["count"])
         score = self.strata.by_group(self.sums["score"])
         all_cells = np.broadcast_to(cells[:, None], count.shape)
-        mean, mean_detecting = _ratio(score, all_cells), _ratio(score, count)
-        rank = _ratio(self.strata.by_group(self.sums["rank"]), count)
+        mean, mean_detecting = ratio(score, all_cells), ratio(score, count)
+        rank = ratio(self.strata.by_group(self.sums["rank"]), count)
         squares = self.strata.by_group(self.sums["rank_square"]) - count * np.nan_to_num(rank) ** 2
         seen = self.sums["cells"] > 0
         return GroupScoresResult(
@@ -123,12 +123,12 @@ class GroupScores(ArrayAccumulator):
             se_detecting=self._error(mean_detecting, self.sums["count"]),
             detecting=count,
             rank=rank,
-            rank_sd=np.sqrt(_ratio(np.maximum(squares, 0.0), count - 1)),
+            rank_sd=np.sqrt(ratio(np.maximum(squares, 0.0), count - 1)),
             cells=cells,
             replicates=self.strata.by_group((seen & self.strata.replicated).astype(np.int64)),
-            mass=_ratio(self.strata.by_group(self.sums["mass"]), cells[:, None]),
-            lost_vocabulary=_ratio(self.strata.by_group(self.sums["lost_vocabulary"]), cells),
-            lost_truncation=_ratio(self.strata.by_group(self.sums["lost_truncation"]), cells),
+            mass=ratio(self.strata.by_group(self.sums["mass"]), cells[:, None]),
+            lost_vocabulary=ratio(self.strata.by_group(self.sums["lost_vocabulary"]), cells),
+            lost_truncation=ratio(self.strata.by_group(self.sums["lost_truncation"]), cells),
         )
 
     def _error(self, mean: np.ndarray, n: np.ndarray) -> np.ndarray:
@@ -136,14 +136,9 @@ class GroupScores(ArrayAccumulator):
         total = self.strata.by_group(n)
         if not self.strata.replicated:
             spread = self.strata.by_group(self.sums["square"]) - total * np.nan_to_num(mean) ** 2
-            return np.sqrt(_ratio(np.maximum(spread, 0.0), total * (total - 1)))
+            return np.sqrt(ratio(np.maximum(spread, 0.0), total * (total - 1)))
         units = self.strata.by_group((n > 0).astype(np.int64))
         off = self.sums["score"] - n * np.nan_to_num(mean)[self.strata.group]
-        return np.sqrt(_ratio(units * self.strata.by_group(off**2), units - 1)) / np.where(
+        return np.sqrt(ratio(units * self.strata.by_group(off**2), units - 1)) / np.where(
             total > 0, total, np.nan
         )
-
-
-def _ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
-    """``top / bottom`` in float64, nan where ``bottom`` is not positive."""
-    return np.divide(top, bottom, out=np.full(np.shape(top), np.nan), where=bottom > 0)

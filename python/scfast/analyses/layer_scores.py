@@ -35,8 +35,7 @@ class LayerScores(ArrayAccumulator):
 
     def additions(self, batch: Batch) -> list[Addition]:
         """What the cells of a batch add; nothing is changed."""
-        stratum, member = self._strata_of(batch)
-        group = np.where(member, self.strata.group[stratum] if self.strata.n else -1, -1)
+        group, member = self._group_of(batch)
         found = [Scatter(group[member]).counts("cells")]
         pairs = batch.genes
         inside = member[pairs.cell]

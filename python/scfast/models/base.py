@@ -160,6 +160,37 @@ class Tokens:
         packing = Packing.from_lengths(taken.tolist(), device=self.device)
         return Tokens(packing=packing, **picked)  # type: ignore[arg-type]
 
+    def keep(self, which: np.ndarray) -> Tokens:
+        """Some of the tokens, in their order, at positions that leave no gap; what was lost stays what it was.
+
+        Parameters
+        ----------
+        which
+            bool [T]: the tokens that stay.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from scfast import Packing
+        >>> cell = dict(ids=torch.tensor([7, 9, 4]), positions=torch.arange(3), gene_index=torch.tensor([5, 0, 3]))
+        >>> none = dict(lost_vocabulary=torch.tensor([0]), lost_truncation=torch.tensor([0]))
+        >>> tokens = Tokens(packing=Packing.from_lengths([3]), kind=torch.zeros(3, dtype=torch.uint8), **cell, **none)
+        >>> kept = tokens.keep(np.array([True, False, True]))
+        >>> kept.ids.tolist(), kept.positions.tolist()
+        ([7, 4], [0, 1])
+        """
+        _, lengths = self._extent
+        cell = np.repeat(np.arange(self.n_cells), lengths)[which]
+        left = np.bincount(cell, minlength=self.n_cells)
+        positions = np.arange(len(cell)) - (np.cumsum(left) - left)[cell]
+        gather = torch.from_numpy(np.flatnonzero(which)).to(self.device)
+        parts: dict[str, Any] = {name: getattr(self, name) for name in _PER_CELL}
+        for name in _PER_TOKEN:
+            tensor = getattr(self, name)
+            parts[name] = None if tensor is None else tensor.index_select(0, gather)
+        parts["positions"] = torch.from_numpy(positions).to(self.device)
+        return Tokens(packing=Packing.from_lengths(left.tolist(), device=self.device), **parts)
+
     @property
     def device(self) -> torch.device:
         """Where the tensors are."""

@@ -2,6 +2,7 @@
 
 from scfast.run.counts import Counts
 from scfast.run.device import default_device, resolve_device
+from scfast.run.equal_length import EqualLength
 from scfast.run.memory import DEFAULT_MEMORY, granted_memory, parse_memory, token_budget
 from scfast.run.plan import Plan, make_plan
 from scfast.run.runner import Results, TokenSurvey, run, survey
@@ -9,6 +10,7 @@ from scfast.run.runner import Results, TokenSurvey, run, survey
 __all__ = [
     "DEFAULT_MEMORY",
     "Counts",
+    "EqualLength",
     "Plan",
     "Results",
     "TokenSurvey",

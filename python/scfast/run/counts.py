@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from scipy import sparse
+
+from scfast.models.base import AttentionSource, Tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,3 +41,10 @@ class Counts:
         block.sum_duplicates()
         block.eliminate_zeros()
         return block, None if self.n_counts is None else self.n_counts[rows]
+
+    def tokenize(self, source: AttentionSource, rows: np.ndarray) -> tuple[sparse.csr_matrix, Tokens]:
+        """Counts and tokens of some cells, without a warning per block about values that were looked at as a whole."""
+        block, totals = self.take(rows)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*recover_counts", category=UserWarning)
+            return block, source.tokenize(block, self.var, totals)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from scipy import sparse
 from tqdm import tqdm
 
 from scfast.analyses.base import Accumulator, RowWriter
@@ -40,12 +39,15 @@ class TokenSurvey:
         bool [cells]: whether the cell has a token of the gene that was asked about.
     tokens
         The tokens, where there were few enough to keep.
+    fingerprint
+        Of which gene stands where in every cell: two models with the same fingerprint read the same sequences.
     """
 
     lengths: np.ndarray
     gene_tokens: np.ndarray
     holds: np.ndarray
     tokens: Tokens | None
+    fingerprint: str
 
 
 def survey(source: AttentionSource, counts: Counts, *, gene: int | None = None) -> TokenSurvey:
@@ -63,19 +65,20 @@ def survey(source: AttentionSource, counts: Counts, *, gene: int | None = None) 
     n_cells, step = counts.n_cells, _rows_ahead(source)
     lengths, gene_tokens = np.zeros((2, n_cells), dtype=np.int64)
     holds = np.zeros(n_cells, dtype=bool)
-    tokens = None
+    tokens, digest = None, hashlib.blake2b(digest_size=16)
     for start in range(0, n_cells, step):
         rows = np.arange(start, min(start + step, n_cells))
-        block, totals = counts.take(rows)
-        tokens = _tokenize(source, block, counts, totals)
+        _, tokens = counts.tokenize(source, rows)
         lengths[rows] = tokens.lengths
         cell = np.repeat(rows, tokens.lengths)
         column = tokens.gene_index.numpy()
+        digest.update(column.tobytes())
         is_gene = (tokens.kind.numpy() == TokenKind.GENE) & (column >= 0)
         np.add.at(gene_tokens, cell[is_gene], 1)
         if gene is not None:
             holds[cell[is_gene & (column == gene)]] = True
-    return TokenSurvey(lengths, gene_tokens, holds, tokens if n_cells <= step else None)
+    digest.update(lengths.tobytes())
+    return TokenSurvey(lengths, gene_tokens, holds, tokens if n_cells <= step else None, digest.hexdigest())
 
 
 class Results(dict[str, Any]):
@@ -163,15 +166,6 @@ def run(
     return results
 
 
-def _tokenize(
-    source: AttentionSource, block: sparse.csr_matrix, counts: Counts, totals: np.ndarray | None
-) -> Tokens:
-    """Tokens of a block of cells, without a warning per block about values that were looked at as a whole."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*recover_counts", category=UserWarning)
-        return source.tokenize(block, counts.var, totals)
-
-
 def _rows_ahead(source: AttentionSource) -> int:
     """Cells whose tokens are made at once."""
     return max(1, AHEAD_TOKENS // source.max_tokens)
@@ -190,8 +184,7 @@ def _pieces(source: AttentionSource, counts: Counts, plan: Plan, tokens: Tokens 
         if sum(len(batch) for _, batch in waiting) < _rows_ahead(source) and number + 1 < plan.n_batches:
             continue
         ahead = np.concatenate([batch for _, batch in waiting])
-        block, totals = counts.take(ahead)
-        made = _tokenize(source, block, counts, totals)
+        block, made = counts.tokenize(source, ahead)
         done = 0
         for start, batch in waiting:
             here = slice(done, done + len(batch))

@@ -2,7 +2,8 @@
 
 from scfast.tl.embed import embed
 from scfast.tl.pretrain import pretrain
+from scfast.tl.rank_profile import rank_profile
 from scfast.tl.received import received
 from scfast.tl.rollout import rollout
 
-__all__ = ["embed", "pretrain", "received", "rollout"]
+__all__ = ["embed", "pretrain", "rank_profile", "received", "rollout"]
