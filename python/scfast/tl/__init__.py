@@ -1,9 +1,10 @@
 """Tools: what a model attends to, written into an AnnData."""
 
 from scfast.tl.embed import embed
+from scfast.tl.key_genes import key_genes
 from scfast.tl.pretrain import pretrain
 from scfast.tl.rank_profile import rank_profile
 from scfast.tl.received import received
 from scfast.tl.rollout import rollout
 
-__all__ = ["embed", "pretrain", "rank_profile", "received", "rollout"]
+__all__ = ["embed", "key_genes", "pretrain", "rank_profile", "received", "rollout"]

@@ -1,4 +1,4 @@
-"""Several models over the same cells, and genes that a user names."""
+"""What a user may name several of: models over the same cells, and genes."""
 
 from __future__ import annotations
 
@@ -66,6 +66,23 @@ def survey_alike(sources: Mapping[str, AttentionSource], counts: Counts) -> dict
     return surveys
 
 
+def gene_names(adata: AnnData, gene_symbols: str | None) -> np.ndarray:
+    """What genes are looked up in: str [genes], the index or a column of ``adata.var``.
+
+    Raises
+    ------
+    KeyError
+        When there is no such column.
+    """
+    if gene_symbols is None:
+        return adata.var_names.astype(str).to_numpy()
+    if gene_symbols not in adata.var:
+        raise KeyError(
+            f"gene_symbols={gene_symbols!r} is not in adata.var, which has {list(adata.var.columns)}"
+        )
+    return adata.var[gene_symbols].astype(str).to_numpy()
+
+
 def get_genes(adata: AnnData, genes: Sequence[str] | None, gene_symbols: str | None) -> dict[str, int]:
     """Columns of the genes that a user names.
 
@@ -74,20 +91,42 @@ def get_genes(adata: AnnData, genes: Sequence[str] | None, gene_symbols: str | N
     KeyError
         When a gene, or the column of symbols, is not there, or a symbol stands for several genes.
     """
-    if gene_symbols is not None and gene_symbols not in adata.var:
-        raise KeyError(
-            f"gene_symbols={gene_symbols!r} is not in adata.var, which has {list(adata.var.columns)}"
-        )
-    if genes is None:
-        return {}
-    wanted = [genes] if isinstance(genes, str) else list(genes)
-    where = "adata.var_names" if gene_symbols is None else f"adata.var[{gene_symbols!r}]"
-    names = (adata.var_names if gene_symbols is None else adata.var[gene_symbols]).astype(str).to_numpy()
+    names = gene_names(adata, gene_symbols)
+    wanted = [genes] if isinstance(genes, str) else list(genes or [])
     columns = {gene: np.flatnonzero(names == gene) for gene in wanted}
     for problem, bad in (
         ("are not in", [gene for gene in wanted if len(columns[gene]) == 0]),
         ("stand more than once in", [gene for gene in wanted if len(columns[gene]) > 1]),
     ):
         if bad:
-            raise KeyError(f"genes {bad} {problem} {where}, which holds {names[:3].tolist()}, ...")
+            raise KeyError(
+                f"genes {bad} {problem} {_where(gene_symbols)}, which holds {names[:3].tolist()}, ..."
+            )
     return {gene: int(column[0]) for gene, column in columns.items()}
+
+
+def highlighted(
+    adata: AnnData, genes: Sequence[str] | None, gene_symbols: str | None
+) -> tuple[np.ndarray, list[str]]:
+    """Which columns belong to a gene set, bool [genes], and the genes of the set that are not there.
+
+    Raises
+    ------
+    KeyError
+        When none is there.
+    """
+    names = gene_names(adata, gene_symbols)
+    if genes is None:
+        return np.zeros(len(names), dtype=bool), []
+    wanted = list(dict.fromkeys([genes] if isinstance(genes, str) else map(str, genes)))
+    marked = np.isin(names, wanted)
+    if not marked.any():
+        raise KeyError(
+            f"highlight: none of the {len(wanted)} genes ({wanted[:3]}, ...) is in {_where(gene_symbols)}, which holds"
+            f" {names[:3].tolist()}, ...; name the column that holds such names with gene_symbols="
+        )
+    return marked, [gene for gene in wanted if gene not in set(names[marked])]
+
+
+def _where(gene_symbols: str | None) -> str:
+    return "adata.var_names" if gene_symbols is None else f"adata.var[{gene_symbols!r}]"

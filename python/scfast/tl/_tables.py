@@ -27,6 +27,21 @@ def spearman(x: np.ndarray, y: np.ndarray) -> float:
     return float(np.clip(a @ b / norm, -1.0, 1.0)) if norm > 0 else float("nan")
 
 
+def auroc(values: np.ndarray, marked: np.ndarray) -> float:
+    """Probability that a marked value is larger than one that is not (ties count half); nan where one kind lacks.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> auroc(np.array([3.0, 1.0, 2.0]), np.array([True, False, True]))
+    1.0
+    """
+    inside, outside = int(marked.sum()), int((~marked).sum())
+    if not inside or not outside:
+        return float("nan")
+    return float((rankdata(values)[marked].sum() - inside * (inside + 1) / 2) / (inside * outside))
+
+
 def gene_table(
     genes: pd.Index,
     groups: list[str],
