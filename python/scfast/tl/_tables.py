@@ -27,6 +27,36 @@ def spearman(x: np.ndarray, y: np.ndarray) -> float:
     return float(np.clip(a @ b / norm, -1.0, 1.0)) if norm > 0 else float("nan")
 
 
+def partial_spearman(x: np.ndarray, y: np.ndarray, held: np.ndarray) -> float:
+    """Rank correlation of ``x`` and ``y`` [n] where ``held`` [n, c] is held constant.
+
+    Pearson correlation of what is left of the ranks of ``x`` and ``y`` after linear regression on the ranks of
+    ``held``; nan for fewer than c + 3 rows, or where nothing is left.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> depth, one, another = np.random.default_rng(0).normal(size=(3, 500))
+    >>> x, y = depth + one, depth + another
+    >>> round(spearman(x, y), 1), abs(partial_spearman(x, y, depth[:, None])) < 0.1
+    (0.5, True)
+    """
+    if len(x) < held.shape[1] + 3:
+        return float("nan")
+    fixed = np.column_stack([np.ones(len(x)), *(rankdata(column) for column in held.T)])
+    ranks = np.column_stack([rankdata(x), rankdata(y)])
+    a, b = (ranks - fixed @ np.linalg.lstsq(fixed, ranks, rcond=None)[0]).T
+    norm = np.sqrt((a @ a) * (b @ b))
+    return float(np.clip(a @ b / norm, -1.0, 1.0)) if norm > 1e-9 * len(x) else float("nan")
+
+
+def categorical(table: pd.DataFrame, *names: str) -> pd.DataFrame:
+    """Names as categories, in order of appearance."""
+    for name in names:
+        table[name] = pd.Categorical(table[name], categories=list(dict.fromkeys(table[name])))
+    return table
+
+
 def auroc(values: np.ndarray, marked: np.ndarray) -> float:
     """Probability that a marked value is larger than one that is not (ties count half); nan where one kind lacks.
 

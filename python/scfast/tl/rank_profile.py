@@ -16,6 +16,7 @@ from scfast.run import Counts, EqualLength, TokenSurvey
 from scfast.tl._batches import Conditions, given, make_batches
 from scfast.tl._inputs import Groups, check_options, commit, get_counts, get_groups, get_rows
 from scfast.tl._several import get_genes, get_sources, survey_alike
+from scfast.tl._tables import categorical
 
 if TYPE_CHECKING:
     import torch
@@ -147,13 +148,11 @@ def rank_profile(
         profiles.append(_profile(name, bins, results["profile"], profiles[0] if profiles else None))
         if named:
             marks.append(_marks(name, bins, named, adata.var_names, results["genes"]))
-    several = len(sources) > 1
+    several, where = len(sources) > 1, ("model", "group", "lengths")
+    table = categorical(pd.concat(profiles, ignore_index=True), *where)
     uns: dict[str, Any] = {
-        "table": _categorical(pd.concat(profiles, ignore_index=True)).drop(
-            columns=[] if several else "change"
-        ),
-        "lengths": _categorical(_lengths(bins, strata, lengths, rows)),
-        **({"genes": _categorical(pd.concat(marks, ignore_index=True))} if marks else {}),
+        "table": table if several else table.drop(columns="change"),
+        "lengths": categorical(_lengths(bins, strata, lengths, rows), *where[1:]),
         "params": {
             "models": np.array(list(sources)),
             "runs": runs,
@@ -161,6 +160,8 @@ def rank_profile(
             **({} if equal_length is None else {"equal_length": kept, "seed": seed}),
         },
     }
+    if marks:
+        uns["genes"] = categorical(pd.concat(marks, ignore_index=True), *where, "gene", "label")
     target = adata.copy() if copy else adata
     commit(target, uns={key_added: uns})
     return target if copy else None
@@ -276,10 +277,3 @@ def _lengths(bins: pd.DataFrame, strata: Strata, lengths: np.ndarray, rows: np.n
     for name, of in (("median", np.median), ("shortest", np.min), ("longest", np.max)):
         table[name] = [float(of(part)) if len(part) else np.nan for part in parts]
     return table[table["cells"] > 0].reset_index(drop=True)
-
-
-def _categorical(table: pd.DataFrame) -> pd.DataFrame:
-    """Names as categories, in order of appearance."""
-    for name in {"model", "group", "lengths", "gene", "label"} & set(table):
-        table[name] = pd.Categorical(table[name], categories=list(dict.fromkeys(table[name])))
-    return table
