@@ -13,6 +13,8 @@ class MapRecorder:
     """Stands where a model expects a recorder, and keeps every attention map."""
 
     needs_output = True
+    needs_parts = False
+    target = None
 
     def __init__(self) -> None:
         self.maps: list[list[torch.Tensor]] = []  # per layer, per cell [H, n, n]
@@ -25,6 +27,9 @@ class MapRecorder:
 
     def hidden(self, layer: int, states: torch.Tensor) -> None:
         pass
+
+    def passes(self, n_layers: int) -> int:
+        return 1
 
     def finish(self) -> None:
         pass

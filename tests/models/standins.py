@@ -13,6 +13,9 @@ from scfast.attention import LayerAttention
 class SoftmaxRecorder:
     """Keeps every hidden state and map; ``needs_output=False`` lets the model stop after the last q and k."""
 
+    needs_parts = False
+    target = None
+
     def __init__(self, needs_output: bool = True, hidden: bool = True) -> None:
         self.needs_output = needs_output
         self.wanted = hidden
@@ -43,6 +46,9 @@ class SoftmaxRecorder:
             return None
         v = attention.packing.split_k(attention.v)
         return torch.cat([torch.einsum("hij,jhd->ihd", m, x) for m, x in zip(maps, v, strict=True)])
+
+    def passes(self, n_layers: int) -> int:
+        return 1
 
     def finish(self) -> None:
         self.finished = True

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from scfast.attention import huggingface, multihead
-from scfast.attention.layer import LayerAttention, ScoreOptions
+from scfast.attention.layer import LayerAttention, LayerNorm, LayerParts, ScoreOptions
 from scfast.attention.recorder import Recorder
 from scfast.attention.registration import register_with_transformers
 from scfast.observables.base import Observable
@@ -21,7 +21,7 @@ from scfast.observables.base import Observable
 if TYPE_CHECKING:
     from scfast.models.base import AttentionSource
 
-__all__ = ["LayerAttention", "Recorder", "ScoreOptions", "record"]
+__all__ = ["LayerAttention", "LayerNorm", "LayerParts", "Recorder", "ScoreOptions", "record"]
 
 register_with_transformers()
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from scfast import ops
+from scfast.attention import parts
 from scfast.attention.layer import ScoreOptions
 from scfast.attention.layout import Layout
 from scfast.attention.recorder import Recorder
@@ -251,9 +252,11 @@ def recording(model: torch.nn.Module, recorder: Recorder, cls_position: int | No
         for hook in (
             outer.register_forward_pre_hook(states.ask, with_kwargs=True),
             outer.register_forward_hook(states.take),
-            model.register_forward_hook(lambda *_: session.stop()),
+            model.register_forward_hook(session.stop, with_kwargs=True),
         ):
             stack.callback(hook.remove)
+        if recorder.needs_parts:
+            parts.watch(session, model, stack, None)
         yield
 
 

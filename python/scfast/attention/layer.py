@@ -1,4 +1,4 @@
-"""What a model says of one layer's attention: q, k, v, where the cells lie, and how scores come about."""
+"""What a model says of one layer: q, k, v, how scores come about, and what surrounds the attention."""
 
 from __future__ import annotations
 
@@ -30,6 +30,51 @@ class ScoreOptions:
 
 
 @dataclass(frozen=True)
+class LayerNorm:
+    """A layer norm: ``weight`` and ``bias`` [d], either may be None, and ``eps``, which is added to the variance."""
+
+    weight: torch.Tensor | None
+    bias: torch.Tensor | None
+    eps: float
+
+    def sigma(self, x: torch.Tensor) -> torch.Tensor:
+        """sqrt(variance + eps) of every row of x [T, d], float32 [T]."""
+        wide = x.float()
+        return ((wide - wide.mean(-1, keepdim=True)).square().mean(-1) + self.eps).sqrt()
+
+    def part(self, x: torch.Tensor) -> torch.Tensor:
+        """(x - mean) * weight of rows [..., d], in x's dtype: what the norm makes of one term of its input.
+
+        The norm of a sum u is the sum of its terms' parts, divided by sigma(u), plus the bias (Kobayashi et al.
+        2021, eq. 8).
+        """
+        centred = x - x.mean(-1, keepdim=True)
+        return centred if self.weight is None else centred * self.weight.to(x.dtype)
+
+
+@dataclass(frozen=True)
+class LayerParts:
+    """What surrounds the attention of a layer; its adapter declares it.
+
+    Attributes
+    ----------
+    projection
+        [d, H * Dv]: weight of the output projection, head h in columns h * Dv to (h + 1) * Dv. Its bias takes no
+        part in any analysis.
+    attention_norm, output_norm
+        The layer norms that go with the attention and with the feed-forward part.
+    post_norm
+        True: the norms are applied to the sums of residual stream and attention (feed-forward) output, as in BERT.
+        False: before attention and feed-forward part.
+    """
+
+    projection: torch.Tensor
+    attention_norm: LayerNorm
+    output_norm: LayerNorm
+    post_norm: bool = True
+
+
+@dataclass(frozen=True)
 class LayerAttention:
     """The attention of one layer, packed.
 
@@ -44,6 +89,15 @@ class LayerAttention:
         Where the cells lie.
     options
         Score options of the layer.
+    hidden_in
+        [T, d]: the residual stream that enters the layer; None where the model does not say.
+    parts
+        Projection and norms of the layer; None where the model does not say.
+    out, lse
+        [Tq, H, Dv] and float32 [Tq, H], which the recorder adds once the attention is computed.
+    d_out
+        [Tq, H, Dv]: gradient of the recorder's target with respect to ``out``, which the recorder adds after a
+        differentiated forward.
     """
 
     layer: int
@@ -52,3 +106,8 @@ class LayerAttention:
     v: torch.Tensor | None
     packing: Packing
     options: ScoreOptions = field(default_factory=ScoreOptions)
+    hidden_in: torch.Tensor | None = None
+    parts: LayerParts | None = None
+    out: torch.Tensor | None = None
+    lse: torch.Tensor | None = None
+    d_out: torch.Tensor | None = None

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.functional import linear
 
 from scfast import ops
+from scfast.attention import parts
 from scfast.attention.layer import ScoreOptions
 from scfast.attention.layout import Layout
 from scfast.attention.recorder import Recorder
@@ -53,7 +54,9 @@ def recording(model: nn.Module, recorder: Recorder, cls_position: int | None) ->
         reported = _LayerStates(session)
         for layer in layers:
             stack.callback(layer.register_forward_hook(reported.after).remove)
-        stack.callback(model.register_forward_hook(lambda *_: session.stop()).remove)
+        if recorder.needs_parts:
+            parts.watch(session, model, stack, _cells_first)
+        stack.callback(model.register_forward_hook(session.stop, with_kwargs=True).remove)
         yield
 
 

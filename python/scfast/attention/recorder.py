@@ -11,8 +11,10 @@ from typing import Any
 import torch
 
 from scfast import ops
+from scfast.attention.gradients import Gradients
 from scfast.attention.layer import LayerAttention
-from scfast.observables.base import BatchInfo, Observable
+from scfast.observables.base import NORMS, BatchInfo, Observable
+from scfast.observables.target import TargetLike
 from scfast.ops import AttentionOutput
 from scfast.packing import Packing
 
@@ -29,8 +31,12 @@ class Recorder:
             out = recorder.attend(LayerAttention(layer, q, k, None if stop else v, packing, options))
             if stop: break
             ...                                                              # rest of the layer
+            if recorder.needs_parts: recorder.norm_input(layer, "attention", x)  # before each norm
             if recorder.wants_hidden(layer + 1): recorder.hidden(layer + 1, states)
+        if recorder.target is not None: recorder.differentiate(values)       # [B], with gradients enabled
         recorder.finish()
+
+    all of it ``recorder.passes(n_layers)`` times, which is once for all but integrated gradients.
 
     Then ``recorder.batch[name]`` is the packed result of this batch, and ``recorder[name]`` a list of one
     tensor per cell over all batches so far. A batch that an exception broke off is dropped by the next
@@ -92,7 +98,8 @@ class Recorder:
         self._cells: dict[str, list[torch.Tensor]] = {name: [] for name in names}
         self._info: BatchInfo | None = None
         self._kept: dict[int, LayerAttention] = {}
-        self._next_layer = 0
+        self._next_layer = self._pass = 0
+        self._gradients = Gradients(self.observables)
 
     def __getitem__(self, name: str) -> list[torch.Tensor]:
         if name not in self._cells:
@@ -133,9 +140,18 @@ class Recorder:
                 raise ValueError(f"{name} must have shape ({packing.total_q},), got {tuple(values.shape)}")
         names = self.gene_names if gene_names is None else gene_names
         info = BatchInfo(n_layers, packing, self.backend, kind, gene_index, names, cls_position)
+        if self.passes(n_layers) > 1 and len(self.observables) > 1:
+            several = next(o for o in self.observables if o.passes(n_layers) > 1)
+            raise ValueError(
+                f"{type(several).__name__} runs the model several times over a batch: record it alone"
+            )
+        if self._info is not None:  # broken off
+            self._pass = 0
         self._info, self._kept, self._next_layer = None, {}, 0
-        for observable in self.observables:
-            observable.begin(info)
+        self._gradients.begin()
+        if self._pass == 0:
+            for observable in self.observables:
+                observable.begin(info)
         self._info = info
 
     @property
@@ -144,18 +160,45 @@ class Recorder:
         n_layers = None if self._info is None else self._info.n_layers
         return any(observable.needs_output(n_layers) for observable in self.observables)
 
+    @property
+    def needs_parts(self) -> bool:
+        """Whether ``hidden_in`` and ``parts`` of the layers, and :meth:`norm_input`, are wanted."""
+        return any(observable.needs_parts for observable in self.observables)
+
+    @property
+    def target(self) -> TargetLike | None:
+        """What :meth:`differentiate` must be given; None: nothing is differentiated."""
+        return self._gradients.target
+
+    def passes(self, n_layers: int) -> int:
+        """How often the model must run over each batch, from begin() to finish()."""
+        return max((observable.passes(n_layers) for observable in self.observables), default=1)
+
     def wants_hidden(self, layer: int) -> bool:
         """Whether anyone wants the state after ``layer`` layers (0: the embeddings)."""
         return any(observable.wants_hidden(layer) for observable in self.observables)
 
     def hidden(self, layer: int, states: torch.Tensor) -> None:
         """Report the state [T, d] after ``layer`` layers."""
-        total = self._batch().packing.total_q
-        if states.dim() != 2 or states.shape[0] != total:
-            raise ValueError(f"hidden states must be packed as [{total}, d], got {tuple(states.shape)}")
+        self._check_packed("hidden states", states)
         for observable in self.observables:
             if observable.wants_hidden(layer):
                 observable.on_hidden(layer, states)
+
+    def norm_input(self, layer: int, norm: str, x: torch.Tensor) -> None:
+        """Report what enters a layer's norm, ``"attention"`` or ``"output"``: [T, d]."""
+        if norm not in NORMS:
+            raise ValueError(f"norm={norm!r} is unknown; a layer has {' and '.join(map(repr, NORMS))}")
+        self._check_packed("inputs of norms", x)
+        with torch.no_grad():
+            for observable in self.observables:
+                if observable.needs_parts:
+                    observable.on_norm_input(layer, norm, x.detach())
+
+    def _check_packed(self, what: str, states: torch.Tensor) -> None:
+        total = self._batch().packing.total_q
+        if states.dim() != 2 or states.shape[0] != total:
+            raise ValueError(f"{what} must be packed as [{total}, d], got {tuple(states.shape)}")
 
     def attend(self, attention: LayerAttention) -> torch.Tensor | None:
         """Visit one layer once, with the statistics that the observables want between them.
@@ -175,13 +218,31 @@ class Recorder:
         self._next_layer += 1
         sinks = frozenset[str]().union(*(observable.sinks for observable in self.observables))
         output = self._visit(attention, sinks)
-        seen = _detached(attention)
+        seen = _detached(attention, output)
+        out = None if output is None or attention.v is None else output.out
+        if self.target is not None:
+            out = self._gradients.connect(attention.layer, out)
         with torch.no_grad():
             for observable in self.observables:
                 observable.on_layer(seen, output)
         if any(observable.keeps(attention.layer) for observable in self.observables):
-            self._kept[attention.layer] = replace(seen, v=None)
-        return None if output is None or attention.v is None else output.out
+            v = None if self.target is None else seen.v
+            self._kept[attention.layer] = replace(seen, v=v, hidden_in=None, parts=None, out=None)
+        return out
+
+    def differentiate(self, values: torch.Tensor, *, retain_graph: bool = False) -> None:
+        """Report the target, of which the observables want gradients: one value per cell, [B], or their sum.
+
+        Parameters
+        ----------
+        values
+            Part of the graph of the layers' outputs, which is freed unless ``retain_graph``.
+        retain_graph
+            Leave the graph for others.
+        """
+        self._batch()
+        for layer, d_out in self._gradients.of(values, retain_graph=retain_graph).items():
+            self._kept[layer] = replace(self._kept[layer], d_out=d_out)
 
     def _visit(self, attention: LayerAttention, sinks: frozenset[str]) -> AttentionOutput | None:
         q, k, v, packing = attention.q, attention.k, attention.v, attention.packing
@@ -212,8 +273,18 @@ class Recorder:
             raise RuntimeError(
                 f"{self._next_layer} of the model's {info.n_layers} layers were reported before finish()"
             )
+        if self._gradients.pending:
+            raise RuntimeError(
+                "the target was not differentiated: adapters call differentiate() before finish()"
+            )
+        self._pass += 1
         with torch.no_grad():
             self._sweep(info)
+        if self._pass < self.passes(info.n_layers):
+            self._info = None
+            return
+        self._pass = 0
+        with torch.no_grad():
             self.batch = {observable.name: observable.finish() for observable in self.observables}
         if self.checks_itself:
             self.check(self.batch)
@@ -243,6 +314,9 @@ class Recorder:
             kept = self._kept.pop(layer, None)
             if kept is None:
                 continue
+            for observable in self.observables:
+                if observable.keeps(layer):
+                    observable.on_sweep(kept)
             for options, members in groups.items():
                 rows = [
                     (member, weights)
@@ -272,6 +346,9 @@ def _colsum(
     return sums
 
 
-def _detached(attention: LayerAttention) -> LayerAttention:
-    v = None if attention.v is None else attention.v.detach()
-    return replace(attention, q=attention.q.detach(), k=attention.k.detach(), v=v)
+def _detached(attention: LayerAttention, output: AttentionOutput | None) -> LayerAttention:
+    tensors: dict[str, Any] = {name: getattr(attention, name) for name in ("q", "k", "v", "hidden_in")}
+    if output is not None and attention.v is not None:
+        tensors |= {"out": output.out, "lse": output.lse}
+    detached: dict[str, Any] = {name: None if x is None else x.detach() for name, x in tensors.items()}
+    return replace(attention, **detached)

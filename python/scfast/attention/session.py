@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from scfast.attention.layer import LayerAttention, ScoreOptions
+from scfast.attention.layer import LayerAttention, LayerParts, ScoreOptions
 from scfast.attention.layout import Layout
 from scfast.attention.recorder import Recorder
+from scfast.observables.target import Target, TargetLike
 
 
 class Session:
@@ -40,8 +41,11 @@ class Session:
         self.n_layers = n_layers
         self.cls_position = cls_position
         self.layout: Layout | None = None
+        #: What surrounds each attention module, by its id, and the layer input that was seen last, [B, L, d].
+        self.parts: dict[int, LayerParts] = {}
+        self.hidden_in: torch.Tensor | None = None
         self._modules = {id(module) for module in model.modules()}
-        self._running = False
+        self._running = self._repeating = False
         # attention calls so far in this forward
         self.layer = 0
 
@@ -81,9 +85,27 @@ class Session:
                 f"the model called attention more often than its {self.n_layers} layers: record the "
                 "submodule whose layers you want (an encoder-decoder's encoder, for example)"
             )
-        attention = LayerAttention(self.layer, q, k, v, first, options)
+        attention = LayerAttention(self.layer, q, k, v, first, options, **self._surroundings(module, layout))
         self.layer += 1
         return self.recorder.attend(attention)
+
+    def _surroundings(self, module: torch.nn.Module, layout: Layout) -> dict[str, Any]:
+        if not self.recorder.needs_parts:
+            return {}
+        if id(module) not in self.parts or self.hidden_in is None:
+            refuse(
+                module,
+                "norm-based analysis of this layer",
+                "where its projection and norms are is declared for BERT-like layers and "
+                "nn.TransformerEncoderLayer (scfast.attention.parts)",
+            )
+        assert self.hidden_in is not None
+        return {"hidden_in": layout.pack_queries(self.hidden_in), "parts": self.parts[id(module)]}
+
+    def norm_input(self, norm: str, x: torch.Tensor) -> None:
+        """Report the padded input [B, L, d] of a norm of the layer whose attention was computed last."""
+        if self._running and self.is_active and self.layout is not None:
+            self.recorder.norm_input(self.layer - 1, norm, self.layout.pack_queries(x))
 
     def start(self) -> None:
         """The model's forward begins; a batch that an exception broke off is dropped."""
@@ -96,17 +118,31 @@ class Session:
         if self.is_active and self.layout is not None and self.recorder.wants_hidden(layer):
             self.recorder.hidden(layer, self.layout.pack_queries(states))
 
-    def stop(self) -> None:
-        """The model's forward has ended."""
+    def stop(self, model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        """The model's forward has ended: a forward hook. Returns what the caller is to get, if another output.
+
+        Where an observable needs several passes the model is called again; the caller gets the output of the last.
+        """
         if not self.is_active:
-            return
+            return None
         self._running = False
         if self.layer != self.n_layers:
             raise RuntimeError(
                 f"{self.layer} of {self.n_layers} attention layers of {type(self.model).__name__} reached "
                 "scfast: the others do not go through an attention that can be recorded"
             )
+        if (target := self.recorder.target) is not None:
+            self.recorder.differentiate(_target_values(self.model, target, output), retain_graph=True)
         self.recorder.finish()
+        if self._repeating:
+            return None
+        self._repeating = True
+        try:
+            for _ in range(1, self.recorder.passes(self.n_layers)):
+                output = model(*args, **kwargs)
+        finally:
+            self._repeating = False
+        return output
 
 
 _SESSIONS: ContextVar[tuple[Session, ...]] = ContextVar("scfast_recording_sessions", default=())
@@ -130,6 +166,21 @@ def active(session: Session) -> Iterator[None]:
         yield
     finally:
         _SESSIONS.reset(token)
+
+
+def _target_values(model: torch.nn.Module, target: TargetLike, output: Any) -> torch.Tensor:
+    """What the target makes of the model's output, [B] or a sum."""
+    if not isinstance(target, Target):
+        return target(output)
+    labels = getattr(getattr(model, "config", None), "label2id", None)
+    if target.kind != "class" or labels is None or getattr(output, "logits", None) is None:
+        raise ValueError(
+            f"target='{target}' cannot be found in what {type(model).__name__} returns: give a function of its output, "
+            "such as lambda output: output.logits[:, 0]"
+        )
+    if target.name not in labels:
+        raise ValueError(f"target='{target}': {type(model).__name__} has the classes {', '.join(labels)}")
+    return output.logits[:, labels[target.name]]
 
 
 def refuse(module: torch.nn.Module, what: str, remedy: str) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch.nn import functional
 
-from scfast.attention import LayerAttention, ScoreOptions
+from scfast.attention import LayerAttention, LayerNorm, LayerParts, ScoreOptions
 from scfast.models.checkpoint import check_tensors
 
 if TYPE_CHECKING:
@@ -293,10 +293,14 @@ class BertEncoder:
             attended = functional.linear(out.reshape(n, shape.hidden), *layer.output)
             del out
             attended += states
+            if recorder.needs_parts:
+                recorder.norm_input(number, "attention", attended)
             states = self._norm(attended, layer.attention_norm)
             del attended
             fed = functional.linear(activation(functional.linear(states, *layer.up)), *layer.down)
             fed += states
+            if recorder.needs_parts:
+                recorder.norm_input(number, "output", fed)
             states = self._norm(fed, layer.output_norm)
             del fed
         if recorder.wants_hidden(shape.n_layers):
@@ -314,4 +318,14 @@ class BertEncoder:
         per_head = (tokens.n_tokens, -1, self.shape.n_heads, self.shape.head_dim)
         q, k = functional.linear(states, *layer.qk).view(per_head).unbind(1)  # [T, 2, H, D]
         v = functional.linear(states, *layer.v).view(per_head)[:, 0] if with_v else None
-        return LayerAttention(layer=number, q=q, k=k, v=v, packing=tokens.packing, options=options)
+        return LayerAttention(
+            layer=number, q=q, k=k, v=v, packing=tokens.packing, options=options,
+            hidden_in=states, parts=self._parts(layer),
+        )  # fmt: skip
+
+    def _parts(self, layer: Layer) -> LayerParts:
+        return LayerParts(
+            projection=layer.output.weight,
+            attention_norm=LayerNorm(*layer.attention_norm, self.shape.eps),
+            output_norm=LayerNorm(*layer.output_norm, self.shape.eps),
+        )

@@ -1,9 +1,30 @@
 """Observables: what can be computed while a model runs, without its attention maps."""
 
+from scfast.observables.attention_norms import AttentionNorms
+from scfast.observables.attribution import AttentionAttribution
 from scfast.observables.base import BatchInfo, Observable
 from scfast.observables.entropy import Entropy
+from scfast.observables.globenc import GlobEnc
 from scfast.observables.hidden_states import HiddenStates
+from scfast.observables.norms import HeadNorms, MixingRatio
 from scfast.observables.received import Received
+from scfast.observables.relevance import GradientAttention, Relevance
 from scfast.observables.rollout import Rollout
+from scfast.observables.target import Target
 
-__all__ = ["BatchInfo", "Entropy", "HiddenStates", "Observable", "Received", "Rollout"]
+__all__ = [
+    "AttentionAttribution",
+    "AttentionNorms",
+    "BatchInfo",
+    "Entropy",
+    "GlobEnc",
+    "GradientAttention",
+    "HeadNorms",
+    "HiddenStates",
+    "MixingRatio",
+    "Observable",
+    "Received",
+    "Relevance",
+    "Rollout",
+    "Target",
+]

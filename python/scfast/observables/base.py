@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from scfast.observables.target import TargetLike
 from scfast.packing import Packing
 
 if TYPE_CHECKING:
     from scfast.attention.layer import LayerAttention
     from scfast.ops import AttentionOutput
 
+#: The norms of a layer: that of the attention and that of the feed-forward part.
+NORMS = ("attention", "output")
 #: Value of ``kind`` for tokens that stand for a gene; every other kind is special, chromosome or pad.
 GENE = 0
 
@@ -53,11 +56,11 @@ class BatchInfo:
 class Observable:
     """Something to be computed while a model runs; subclass it and override what you need.
 
-    The recorder calls, for every batch: :meth:`begin`; per layer :meth:`on_layer` and :meth:`on_hidden`;
-    then, from the last layer down, :meth:`sweep_rows` and :meth:`sweep_step`; and :meth:`finish`, which
-    returns the packed result; then :meth:`check`. Statistics asked for in :attr:`sinks` are taken in the one
-    visit that computes the layer's attention; the sweeps of observables with the same :attr:`sweep_options`
-    share one visit per layer.
+    The recorder calls, for every batch: :meth:`begin`; per layer :meth:`on_layer`, :meth:`on_norm_input` and
+    :meth:`on_hidden`; then, from the last layer down, :meth:`sweep_rows` and :meth:`sweep_step`, or
+    :meth:`on_sweep`; and :meth:`finish`, which returns the packed result; then :meth:`check`. Statistics asked for
+    in :attr:`sinks` are taken in the one visit that computes the layer's attention; the sweeps of observables with
+    the same :attr:`sweep_options` share one visit per layer.
 
     Attributes
     ----------
@@ -67,6 +70,13 @@ class Observable:
         Statistics wanted of every layer: any of ``"received"``, ``"entropy"``, ``"max"``.
     sweep_options
         Keyword arguments of ``attention_colsum`` for the sweep, as sorted pairs; None: no sweep.
+    needs_hidden
+        Whether hidden states are wanted at all; :meth:`wants_hidden` says of which layers.
+    needs_parts
+        Whether projection, norms, the residual stream and the inputs of the norms are wanted of every layer.
+    target
+        What is differentiated, for observables of gradients: of kept layers ``d_out`` is then known in
+        :meth:`on_sweep`; None: no gradient.
     token_dim
         Dimension of the packed result that runs over tokens, or ``None`` when dimension 0 runs over cells.
     """
@@ -75,11 +85,20 @@ class Observable:
     sinks: frozenset[str] = frozenset()
     sweep_options: tuple[tuple[str, object], ...] | None = None
     token_dim: int | None = -1
-    #: Whether hidden states are wanted at all; :meth:`wants_hidden` says of which layers.
     needs_hidden: bool = False
+    needs_parts: bool = False
+    target: TargetLike | None = None
 
     def begin(self, batch: BatchInfo) -> None:
         """Start a batch."""
+
+    def passes(self, n_layers: int) -> int:
+        """How often a model of so many layers must run over a batch."""
+        return 1
+
+    def scale(self, layer: int) -> float | None:
+        """Factor of the layer's attention output in the present pass; None: as it is."""
+        return None
 
     def needs_output(self, n_layers: int | None) -> bool:
         """Whether the state after the last layer is used; ``n_layers`` is None before the first batch."""
@@ -96,6 +115,9 @@ class Observable:
     def on_layer(self, attention: LayerAttention, output: AttentionOutput | None) -> None:
         """One layer has been visited; ``output`` holds the merged statistics, None if none were asked for."""
 
+    def on_norm_input(self, layer: int, norm: str, x: torch.Tensor) -> None:
+        """The input [T, d] of a layer's norm, ``"attention"`` or ``"output"``; if :attr:`needs_parts`."""
+
     def on_hidden(self, layer: int, states: torch.Tensor) -> None:
         """States [T, d] after ``layer`` layers."""
 
@@ -105,6 +127,9 @@ class Observable:
 
     def sweep_step(self, layer: int, sums: torch.Tensor) -> None:
         """Column sums [R, T] that the reverse visit of ``layer`` gave for :meth:`sweep_rows`."""
+
+    def on_sweep(self, attention: LayerAttention) -> None:
+        """A kept layer, from the last one down, for visits that cannot be shared."""
 
     def finish(self) -> torch.Tensor:
         """The packed result of the batch."""
