@@ -1,11 +1,19 @@
-"""Which tile a launch takes: rows of tiles.toml, data with a date."""
+"""Which tile a launch takes: rows of tiles.toml, data with a date, and before them rows of one's own."""
 
 from __future__ import annotations
 
+import os
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any, NamedTuple
+
+#: Environment variable with the path of rows of one's own: what ``scfast bench --tune -o`` writes.
+OWN_ROWS = "SCFAST_TILES"
 
 
 class Tile(NamedTuple):
@@ -18,21 +26,66 @@ class Tile(NamedTuple):
     basis: str
 
 
+#: What a row holds.
+FIELDS = {
+    "gpus": list, "visits": list, "bits": int, "width": int,
+    "queries": int, "keys": int, "warps": int, "stages": int, "basis": str,
+}  # fmt: skip
+#: (visit, tile): what is tried in the place of its row.
+_trial: ContextVar[tuple[str, Tile] | None] = ContextVar("scfast_tile_on_trial", default=None)
+
+
 @cache
 def rows() -> tuple[dict[str, Any], ...]:
-    """Every row of tiles.toml."""
-    return tuple(tomllib.loads(files("scfast.kernels").joinpath("tiles.toml").read_text())["row"])
+    """Rows of one's own, if there are any, and every row of tiles.toml."""
+    shipped = tomllib.loads(files("scfast.kernels").joinpath("tiles.toml").read_text())["row"]
+    path = os.environ.get(OWN_ROWS)
+    return (*(_own_rows(path) if path else []), *shipped)
+
+
+def _own_rows(path: str) -> list[dict[str, Any]]:
+    try:
+        found = tomllib.loads(Path(path).read_text()).get("row", [])
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise ValueError(
+            f"{OWN_ROWS}={path} cannot be read ({error}): name a file of rows, or unset it"
+        ) from error
+    for number, row in enumerate(found, 1):
+        for name, kind in FIELDS.items():
+            if not isinstance(row.get(name), kind):
+                raise ValueError(
+                    f"{path}, row {number}: {name} must be of type {kind.__name__}, got {row.get(name)!r};"
+                    " `scfast bench --tune -o FILE` writes such rows"
+                )
+    return found
 
 
 def fits(row: dict[str, Any], gpu: str, visit: str, bits: int, width: int) -> bool:
-    """Whether a row may serve a launch."""
+    """Whether a row may serve a launch.
+
+    One that was measured speaks for its own bits and width alone, and for heads narrower than 64, which nobody times;
+    any other one for all that is smaller too.
+    """
     known = gpu in row["gpus"] or ("any" in row["gpus"] and gpu != "interpreter")
-    return known and visit in row["visits"] and bits <= row["bits"] and width <= row["width"]
+    if not known or visit not in row["visits"]:
+        return False
+    if row["basis"] == "measured":
+        return bits == row["bits"] and (width == row["width"] or width < row["width"] <= 64)
+    return bits <= row["bits"] and width <= row["width"]
 
 
-@cache
+@contextmanager
+def on_trial(visit: str, tile: Tile) -> Iterator[None]:
+    """Inside, launches of a visit take this tile, whatever the rows say."""
+    token = _trial.set((visit, tile))
+    try:
+        yield
+    finally:
+        _trial.reset(token)
+
+
 def choose(gpu: str, visit: str, bits: int, width: int) -> Tile:
-    """The first row that fits.
+    """The first row that fits, or the tile that is on trial.
 
     Parameters
     ----------
@@ -43,5 +96,11 @@ def choose(gpu: str, visit: str, bits: int, width: int) -> Tile:
     bits, width
         Of an input element; head dim padded to a power of two, the larger one of q and v.
     """
+    trial = _trial.get()
+    return trial[1] if trial is not None and trial[0] == visit else _first_fit(gpu, visit, bits, width)
+
+
+@cache
+def _first_fit(gpu: str, visit: str, bits: int, width: int) -> Tile:
     row = next(row for row in rows() if fits(row, gpu, visit, bits, width))
     return Tile(**{name: row[name] for name in Tile._fields})

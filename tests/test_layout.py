@@ -34,7 +34,7 @@ FLOORS = {
     "analyses": 4,
     "run": 5,
     "pp": 6, "tl": 6, "pl": 6, "io": 6, "datasets": 6, "report": 6,
-    "cli": 6, "demo": 6, "doctor": 6, "__main__": 6,
+    "bench": 6, "cli": 6, "demo": 6, "doctor": 6, "__main__": 6,
 }  # fmt: skip
 
 MAX_LINES = 400

@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from scfast import Packing, ops
+from scfast.bench import tune
+from scfast.bench.timing import host_clock
 from scfast.ops import _dispatch, _triton
 from tests.ops import (
     test_attention_backward,
@@ -245,3 +247,17 @@ def test_the_lowest_bias_hides_a_key_and_equal_ones_are_alike() -> None:
         case.q, case.k, case.v, case.packing, key_bias=torch.full((20,), lowest), max=True
     )
     torch.testing.assert_close(all_hidden.max, torch.full((20, 2), 0.05))
+
+
+@pytest.mark.parametrize("visit", tune.VISITS)
+def test_tiles_are_timed_and_checked(visit: str) -> None:
+    from scfast.kernels.tiles import Tile
+
+    bench = tune.Bench(
+        tune.Shape(visit, torch.float32, 16), torch.device("cpu"), clock=host_clock, heads=2, lengths=[40]
+    )
+    tiles = [Tile(32, 32, 4, 1, "compiled"), Tile(16, 32, 4, 1, "measured")]
+    times = bench.times(tiles, 1)
+    assert not bench.refused
+    assert list(times) == tiles
+    assert min(times.values()) > 0

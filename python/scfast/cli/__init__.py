@@ -14,6 +14,7 @@ COMMANDS = {
     "run": "Analyse cells with a model, and write AnnData, tables and figures.",
     "pretrain": "Train a Geneformer on your cells by masked-gene modelling.",
     "demo": "Real blood cells, from counts to the genes a transformer attends to.",
+    "bench": "Time the attention ops here, or tune the kernels of this GPU.",
     "doctor": "What this machine has, and which backend each op takes.",
 }
 
