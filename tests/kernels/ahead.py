@@ -48,6 +48,7 @@ class Kernel:
     constants: dict[str, Any]
     asm: dict[str, Any]
     tile: Any  # the row of tiles.toml; None for a kernel that visits no map
+    shared: int  # bytes of shared memory that a program takes
 
     @property
     def ptx(self) -> str:
@@ -118,7 +119,7 @@ def compiling_for(capability: int) -> Iterator[list[Kernel]]:
         compiled = run(self, *args, **(options | {"warmup": True}))
         constants = {name: value for name, value in options.items() if name in self.arg_names}
         tile = chosen[-1] if "TILE" in constants else None
-        kernels.append(Kernel(self.fn.__name__, constants, compiled.asm, tile))
+        kernels.append(Kernel(self.fn.__name__, constants, compiled.asm, tile, compiled.metadata.shared))
         return compiled
 
     with pytest.MonkeyPatch.context() as patch:

@@ -24,6 +24,8 @@ EVERY = [
 ]
 QUICK = [(capability, torch.bfloat16, 64) for capability in (80, 90, 100)]
 TARGETS = EVERY if os.environ.get("SCFAST_TEST_ALL_TARGETS") else QUICK
+#: Bytes of shared memory that a program may take. Code for sm_80 stands for 8.6, 8.9 and 12.0 too, which have least.
+SHARED = {80: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 #: Instructions of the inner loop of column sums for an element of the map, on sm_90: two multiply-adds, an
 #: exponential, and what loading queries, shifts and weights adds.
 COLSUM_INSTRUCTIONS = 5.5
@@ -51,6 +53,7 @@ def test_kernels_compile_without_spills_and_atomics(capability: int, dtype: torc
     for kernel in kernels:
         what = f"{kernel.epilogue} {kernel.tile} for sm_{capability}"
         assert not re.search(r"\b(?:atom|red)\.", kernel.ptx), f"{what}: atomics"
+        assert kernel.shared <= SHARED[capability], f"{what}: {kernel.shared} bytes of shared memory"
         allowed = kernel.tile is not None and kernel.tile.basis == "spills"
         assert not kernel.spills or allowed, f"{what}: {kernel.spills} spills in loops, {kernel.resources}"
         if capability == 90 and dtype == torch.bfloat16 and kernel.tile:
