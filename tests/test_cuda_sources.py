@@ -19,7 +19,7 @@ NVCC = shutil.which("nvcc")
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="there is no nvcc")
 #: The compute capabilities that kernels are compiled for ahead of time everywhere.
 CAPABILITIES = (80, 90, 100)
-#: Registers of a thread, at which two blocks of 128 threads share a scheduler's file four times over.
+#: Registers of a thread that leave a multiprocessor room for 512 threads.
 MOST_REGISTERS = 128
 
 MAIN = """
@@ -106,8 +106,6 @@ def test_the_extension_asks_for_no_cuda_library() -> None:
     assert not [name for name in needed if name.startswith(("libcuda", "libnv"))]
 
 
-def test_a_build_with_cuda_answers_without_a_driver() -> None:
-    build = _kernels.cuda_build()
-    if build is None:  # the other half of the builds; scfast doctor says so
-        return
-    assert bool(build["devices"]) == (not build["error"])
+def test_a_build_with_cuda_has_devices_or_a_reason() -> None:
+    build = _kernels.cuda_build()  # None: built without CUDA
+    assert build is None or bool(build["devices"]) == (not build["error"])

@@ -249,13 +249,13 @@ def test_the_lowest_bias_hides_a_key_and_equal_ones_are_alike() -> None:
     torch.testing.assert_close(all_hidden.max, torch.full((20, 2), 0.05))
 
 
-@pytest.mark.parametrize("visit", tune.VISITS)
-def test_tiles_are_timed_and_checked(visit: str) -> None:
+@pytest.mark.parametrize("visit", ["colsum", "backward keys"])
+def test_tiles_are_timed_and_checked(visit: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from scfast.kernels.tiles import Tile
 
-    bench = tune.Bench(
-        tune.Shape(visit, torch.float32, 16), torch.device("cpu"), clock=host_clock, heads=2, lengths=[40]
-    )
+    monkeypatch.setattr(tune, "SMALL_LENGTHS", (1, 33))
+    shape = tune.Shape(visit, torch.float32, 16)
+    bench = tune.Bench(shape, torch.device("cpu"), clock=host_clock, heads=1, lengths=[20])
     tiles = [Tile(32, 32, 4, 1, "compiled"), Tile(16, 32, 4, 1, "measured")]
     times = bench.times(tiles, 1)
     assert not bench.refused
