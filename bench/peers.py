@@ -39,6 +39,10 @@ def forward_alone(x: dict[str, Any]) -> Answer:
     return {"out": plain.out, "lse": plain.lse}
 
 
+def matmul(x: dict[str, Any]) -> Answer:
+    return {"product": ops.attention_matmul(x["q"], x["k"], x["packing"], x["x"])}
+
+
 def rowstats(x: dict[str, Any]) -> Answer:
     return ops.attention_rowstats(x["q"], x["k"], x["packing"])._asdict()
 
@@ -83,6 +87,10 @@ def eager_forward(x: dict[str, Any]) -> Answer:
     }
 
 
+def eager_matmul(x: dict[str, Any]) -> Answer:
+    return {"product": maps(x)[1].mean(0) @ x["x"].to(x["q"].dtype)}
+
+
 def eager_rowstats(x: dict[str, Any]) -> Answer:
     _, p = maps(x)
     row_sum = p.sum(-1).T
@@ -93,6 +101,13 @@ def eager_rowstats(x: dict[str, Any]) -> Answer:
         "row_sum": row_sum,
         "total": row_sum.sum(0, keepdim=True),
     }
+
+
+# A x by attention itself: x as the values of every head, whose outputs are averaged
+def sdpa_matmul(x: dict[str, Any]) -> Answer:
+    q, k = x["q_heads"], x["k_heads"]
+    values = x["x"].to(q.dtype).expand(*k.shape[:2], -1, -1)
+    return {"product": scaled_dot_product_attention(q, k, values)[0].float().mean(0)}
 
 
 # r^T P is the gradient of SDPA with respect to v, when the gradient of its output is r
@@ -127,6 +142,10 @@ def exact_forward(x: dict[str, Any]) -> Answer:
     return reference.attention_forward(x["q"], x["k"], x["v"], x["packing"])
 
 
+def exact_matmul(x: dict[str, Any]) -> Answer:
+    return {"product": reference.attention_matmul(x["q"], x["k"], x["packing"], x["x"])}
+
+
 def exact_rowstats(x: dict[str, Any]) -> Answer:
     return reference.attention_rowstats(x["q"], x["k"], x["packing"])
 
@@ -140,6 +159,13 @@ def contenders(op: str, case: dict[str, Any]) -> dict[str, Contender]:
             YARDSTICK: sdpa_time,
             MATERIALISED: eager_colsum,
             BACKWARD: backward_colsum,
+        }
+    if op == "attention_matmul":
+        return {
+            OURS: matmul,
+            YARDSTICK: sdpa_time,
+            "torch SDPA of x as values": sdpa_matmul,
+            MATERIALISED: eager_matmul,
         }
     if op == "attention_forward":
         extra = {f"torch SDPA forward, {case['dtype']}": sdpa_low} if low else {}
@@ -157,5 +183,6 @@ def contenders(op: str, case: dict[str, Any]) -> dict[str, Contender]:
 EXACT: dict[str, Contender] = {
     "attention_colsum": exact_colsum,
     "attention_forward": exact_forward,
+    "attention_matmul": exact_matmul,
     "attention_rowstats": exact_rowstats,
 }

@@ -58,6 +58,15 @@ struct ColsumArgs {
   float* row_sums;                              // [Tq, Hout] or null
 };
 
+struct MatmulArgs {
+  Geometry where;
+  const float* x;                               // [Tk, width]
+  int width;
+  int fusion;                                   // kSum or kNone
+  const float* head_weights;                    // [H] or null
+  float* out;                                   // [Tq, Hout, width]
+};
+
 struct RowstatsArgs {
   Geometry where;
   int fusion;

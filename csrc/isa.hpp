@@ -10,6 +10,7 @@ struct Kernels {
   bool (*attention_colsum)(const ColsumArgs*);
   bool (*attention_rowstats)(const RowstatsArgs*);
   bool (*attention_backward)(const BackwardArgs*);
+  bool (*attention_matmul)(const MatmulArgs*);
 };
 
 extern "C" {

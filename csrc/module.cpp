@@ -150,6 +150,12 @@ NB_MODULE(_kernels, m) {
                                                  at<float>(max), at<float>(self_weight), at<float>(row_sum)});
   });
 
+  m.def("attention_matmul",
+        [](const Geometry& where, uintptr_t x, int width, int fusion, uintptr_t head_weights, uintptr_t out) {
+          run(chosen->attention_matmul,
+              MatmulArgs{where, at<float>(x), width, fusion, at<float>(head_weights), at<float>(out)});
+        });
+
   nb::class_<RankInput>(m, "RankInput")
       .def(
           "__init__",

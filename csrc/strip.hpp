@@ -20,7 +20,12 @@ struct Strip {
 
 // Leaves `sets` weightings of a strip's columns to be settled; their weights follow in owed->weight.
 SCFAST_INLINE void owe(const Strip& s, int sets, float* sums, int stride, Columns* owed) {
-  *owed = {sets, s.lanes, s.keys, s.p, s.norm, owed->weight, sums, stride};
+  *owed = {sets, s.lanes, s.keys, s.p, s.norm, owed->weight, sums, stride, {}};
+}
+
+// Leaves a strip's share of a fused map to be settled.
+SCFAST_INLINE void owe(const Strip& s, const Fusion& fusion, Columns* owed) {
+  *owed = {0, s.lanes, s.keys, s.p, s.norm, owed->weight, nullptr, 0, fusion};
 }
 
 struct Score {
@@ -182,15 +187,19 @@ static void visit_strip(const StripBuffers<Dot>& b, const Score& score, const in
     if (first < owed->keys) settle_block<NV>(*owed, first);
     vf largest[NV];
     for (int v = 0; v < NV; v++) largest[v] = splat(-FLT_MAX);
-    // While scores are computed, the block's values come nearer, then the strip's next block: one line per step of a
-    // tile's depth, in the second-level cache before they are needed.
+    // While scores are computed, the block's values come nearer, then the next block of the strip and of the map that
+    // it is fused into: one line per step of a tile's depth, in the second-level cache before they are needed.
     const size_t lines = (size_t)b.depth * kCacheLine, value_bytes = wants.values ? b.value_bytes(keys) : 0;
     const char* values = (const char*)b.v + b.value_bytes(first);
+    constexpr size_t block_bytes = sizeof(float) * kKeys * lanes;
+    const size_t strip_bytes = owed->fusion.map ? block_bytes : SIZE_MAX;
     for (int key = 0; key < keys; key += KT) {
-      const size_t asked = key / KT * lines;
+      const size_t asked = key / KT * lines, beyond = asked - value_bytes;
       const char* soon = asked < value_bytes ? values + asked
-                         : wants.strip       ? (const char*)(p + kKeys * lanes) + (asked - value_bytes)
-                                             : values;
+                         : !wants.strip      ? values
+                         : beyond < strip_bytes
+                             ? (const char*)(p + kKeys * lanes) + beyond
+                             : (const char*)(owed->fusion.map + (first + kKeys) * lanes) + (beyond - strip_bytes);
       score_tile<Dot, NV>(b.q, b.k + (size_t)(first + key) * b.depth, b.depth, b.depth, score.dot_factor, keys - key,
                           p + key * lanes, largest, soon);
     }

@@ -3,6 +3,7 @@
 #include "attention_backward.hpp"
 #include "attention_colsum.hpp"
 #include "attention_forward.hpp"
+#include "attention_matmul.hpp"
 #include "attention_rowstats.hpp"
 #include "isa.hpp"
 
@@ -12,5 +13,6 @@
 #define SCFAST_TEXT(a) SCFAST_TEXT_(a)
 
 extern "C" const scfast::Kernels scfast::SCFAST_NAME(scfast_, SCFAST_ISA) = {
-    SCFAST_TEXT(SCFAST_ISA), attention_forward, attention_colsum, attention_rowstats, attention_backward,
+    SCFAST_TEXT(SCFAST_ISA), attention_forward,  attention_colsum,
+    attention_rowstats,      attention_backward, attention_matmul,
 };

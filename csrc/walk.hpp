@@ -2,7 +2,7 @@
 // A job says which rows of a unit to visit, job.choose_rows(unit, rows), and takes each finished strip,
 // job.strip(unit, strip, out, columns, &owed), where it leaves the columns that it wants summed.
 #pragma once
-#include "pack.hpp"
+#include "fused.hpp"
 
 namespace {
 
@@ -51,46 +51,18 @@ struct HeadWorker {
   }
 };
 
-// fused <- fusion over heads of head_weight * probability, all heads' strips over the same rows.
-SCFAST_INLINE void fuse(const Strip& s, int fusion, float head_weight, bool first, float* fused) {
-  const vf factor = splat(head_weight);
-  for (int key = 0; key < s.keys; key++)
-    for (int lane = 0; lane < s.lanes; lane += W) {
-      const vf p = load(s.p + key * s.lanes + lane) * load(s.norm + (key / kKeys) * s.lanes + lane) * factor;
-      float* to = fused + key * s.lanes + lane;
-      if (first)
-        store(to, p);
-      else if (fusion == scfast::kSum)
-        store(to, load(to) + p);
-      else if (fusion == scfast::kMax)
-        store(to, select(p != p, p, max(p, load(to))));
-      else
-        store(to, select(p != p, p, -max(-p, -load(to))));
-    }
-}
-
 // The same when the heads of an element meet before the job sees them: its strip is the fused map itself
-// (norm is 1; no lse, entropy or values), and the keys of all heads are at hand.
+// (norm is 1; no lse, entropy or values).
 template <class Dot, class Job>
 struct FusedWorker {
-  const Geometry& g;
-  int fusion;
-  const float* head_weights;
-  Wants wants;
+  FusedStrips<Dot> strips;
   const Job& job;
-  StripBuffers<Dot> b;
-  typename Dot::T* keys = nullptr;
-  float *fused = nullptr, *ones = nullptr;
+  float* ones = nullptr;
   int32_t* rows = nullptr;
-  size_t head_size = 0;
-  int packed_cell = -1;
 
   void take(Scratch& scratch, int longest) {
     const int blocks = (longest + kKeys - 1) / kKeys + 1;
-    b.take(scratch, g, longest, 0, wants);
-    head_size = (size_t)(longest + KT) * b.depth;
-    keys = scratch.take<typename Dot::T>(g.kv_heads * head_size);
-    fused = scratch.take<float>((size_t)blocks * kKeys * kLanes);
+    strips.take(scratch, longest);
     ones = scratch.take<float>((size_t)blocks * kLanes);
     rows = scratch.take<int32_t>(kRowsPerUnit);
     if (!scratch.measuring)
@@ -100,22 +72,14 @@ struct FusedWorker {
   void visit(const Unit& unit) {
     const int n_rows = job.choose_rows(unit, rows);
     if (n_rows == 0) return;
-    if (unit.cell.index != packed_cell)
-      for (int h = 0; h < g.kv_heads; h++) pack_keys(g, unit.cell, h, keys + h * head_size);
-    packed_cell = unit.cell.index;
+    strips.load(unit.cell, 0, strips.g.heads);
     for (int first = 0; first < n_rows; first += kLanes) {
       const int n = n_rows - first < kLanes ? n_rows - first : kLanes;
-      Columns owed = b.nothing_owed();
-      Strip strip;
-      for (int h = 0; h < g.heads; h++) {
-        const Score score = score_of(g, unit.cell, h, Dot::kPack > 1);
-        b.k = keys + (h / (g.heads / g.kv_heads)) * head_size;
-        pack_queries(g, unit.cell, h, rows + first, n, score.query_factor, b.unpacked, b.q);
-        visit_rows(b, score, rows + first, n, unit.cell.keys, wants, &owed, &strip);
-        fuse(strip, fusion, head_weights ? head_weights[h] : 1.f, h == 0, fused);
-      }
-      strip.p = fused;
+      Strip strip = strips.visit(rows + first, n);
+      settle(&strips.owed);
+      strip.p = strips.map;
       strip.norm = ones;
+      Columns owed = strips.b.nothing_owed();
       job.strip(unit, strip, nullptr, 0, &owed);
       settle(&owed);
     }
@@ -159,12 +123,11 @@ static bool walk_heads(const Schedule& schedule, const Values& values, Wants wan
 template <class Job>
 static bool walk_fused(const Schedule& schedule, int fusion, const float* head_weights, int columns, const Job& job) {
   const Geometry& g = schedule.g;
-  const Wants wants = {true, false, false, columns};
 #if defined(SCFAST_BF16)
   if (g.dtype == kBfloat16)
-    return walk(schedule, FusedWorker<Bfloat16Pair, Job>{g, fusion, head_weights, wants, job, {}});
+    return walk(schedule, FusedWorker<Bfloat16Pair, Job>{{g, fusion, head_weights, columns}, job});
 #endif
-  return walk(schedule, FusedWorker<Float32, Job>{g, fusion, head_weights, wants, job, {}});
+  return walk(schedule, FusedWorker<Float32, Job>{{g, fusion, head_weights, columns}, job});
 }
 
 }  // namespace

@@ -81,6 +81,9 @@ def attention_rowstats(
     row_sum: int,
     /,
 ) -> None: ...
+def attention_matmul(
+    where: Geometry, x: int, width: int, fusion: int, head_weights: int, out: int, /
+) -> None: ...
 def rank_values(
     input: RankInput, limit: int, n_expressed: int, n_in_vocabulary: int, token_ids: int, columns: int, /
 ) -> None: ...

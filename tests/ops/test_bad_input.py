@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from scfast import Packing
-from scfast.ops import attention_colsum, attention_forward, attention_rowstats
+from scfast.ops import attention_colsum, attention_forward, attention_matmul, attention_rowstats
 from scfast.ops._dispatch import BACKENDS, BackendError
 from tests.ops.helpers import make_case
 
@@ -21,12 +21,17 @@ def call(op: str, **changed: Any) -> object:
     inputs = {"q": case.q, "k": case.k, "v": case.v, "packing": case.packing} | changed
     if op != "forward":
         inputs.pop("v")
-    return {"forward": attention_forward, "colsum": attention_colsum, "rowstats": attention_rowstats}[op](
-        **inputs
-    )
+    if op == "matmul":
+        inputs = {"x": torch.zeros(9, 5, device=inputs["q"].device)} | inputs
+    return {
+        "forward": attention_forward,
+        "colsum": attention_colsum,
+        "rowstats": attention_rowstats,
+        "matmul": attention_matmul,
+    }[op](**inputs)
 
 
-ALL = ("forward", "colsum", "rowstats")
+ALL = ("forward", "colsum", "rowstats", "matmul")
 REFUSED: list[tuple[tuple[str, ...], dict[str, Any], type[Exception], str]] = [
     (
         ALL,
@@ -93,13 +98,13 @@ REFUSED: list[tuple[tuple[str, ...], dict[str, Any], type[Exception], str]] = [
         "q is torch.float32 and v is torch.bfloat16",
     ),
     (
-        ("colsum", "rowstats"),
+        ("colsum", "rowstats", "matmul"),
         {"heads": "median"},
         ValueError,
         "heads='median' is not a fusion; use one of mean, sum",
     ),
     (
-        ("colsum", "rowstats"),
+        ("colsum", "rowstats", "matmul"),
         {"head_weights": torch.ones(2)},
         ValueError,
         r"head_weights must have shape \(4,\), got \(2,\)",
@@ -129,6 +134,28 @@ REFUSED: list[tuple[tuple[str, ...], dict[str, Any], type[Exception], str]] = [
         ValueError,
         "row_weights are on meta and q on cpu",
     ),
+    (
+        ("matmul",),
+        {"heads": "max"},
+        ValueError,
+        "attention_matmul does not take heads='max': it is not linear in the heads; use 'mean', 'sum' or 'none'",
+    ),
+    (("matmul",), {"heads": "min"}, ValueError, "attention_matmul does not take heads='min'"),
+    (
+        ("matmul",),
+        {"x": torch.zeros(8, 5)},
+        ValueError,
+        r"x must have shape \[9, W\], one row per key and W at least 1, got \(8, 5\)",
+    ),
+    (("matmul",), {"x": torch.zeros(9, 0)}, ValueError, r"W at least 1, got \(9, 0\)"),
+    (("matmul",), {"x": torch.zeros(9)}, ValueError, r"one row per key .* got \(9,\)"),
+    (
+        ("matmul",),
+        {"x": torch.zeros(9, 5).half()},
+        TypeError,
+        "x is torch.float16; use torch.float32 or the dtype of q, torch.float32",
+    ),
+    (("matmul",), {"x": torch.zeros(9, 5, device="meta")}, ValueError, "x is on meta and q on cpu"),
     (("colsum",), {"residual": 1.5}, ValueError, r"residual must lie in \[0, 1\], got 1.5"),
     (("colsum",), {"residual": float("nan")}, ValueError, r"residual must lie in \[0, 1\], got nan"),
     (("colsum",), {"residual": 0.5}, ValueError, "residual needs as many queries as keys in every cell"),

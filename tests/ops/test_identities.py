@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from scfast import Packing
-from scfast.ops import attention_colsum, attention_forward, attention_rowstats
+from scfast.ops import attention_colsum, attention_forward, attention_matmul, attention_rowstats
 from tests.ops.helpers import Case, make_case, row_weights
 
 BACKENDS = ("cpu", "reference")
@@ -52,6 +52,31 @@ def test_attention_is_sdpa(backend: str, options: dict[str, Any]) -> None:
     case = case_of(options)
     got = attention_forward(case.q, case.k, case.v, case.packing, backend=backend, **options)
     close(got.out, sdpa(case, case.v.double().repeat_interleave(2, dim=1)))
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_product_with_a_matrix_is_sdpa_of_it_as_values(backend: str, options: dict[str, Any]) -> None:
+    case = case_of(options)
+    x = torch.randn(case.packing.total_k, 20)
+    got = attention_matmul(case.q, case.k, case.packing, x, heads="none", backend=backend, **options)
+    expected = sdpa(case, x.double()[:, None].expand(-1, 4, -1))
+    close(got, expected)
+    fused = attention_matmul(case.q, case.k, case.packing, x, backend=backend, **options)
+    close(fused, expected.mean(1))
+
+
+@pytest.mark.parametrize("heads", ["mean", "sum", "none"])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_products_and_column_sums_are_transposes(backend: str, options: dict[str, Any], heads: str) -> None:
+    case = case_of(options)
+    r, x = row_weights(case.packing, 3, signed=True), torch.randn(case.packing.total_k, 5)
+    fusion = {"heads": heads, "head_weights": torch.tensor([1.0, 2.0, 0.5, 3.0]), "backend": backend}
+    sums = attention_colsum(case.q, case.k, case.packing, r, **fusion, **options).double()  # [R, Hout, Tk]
+    product = attention_matmul(case.q, case.k, case.packing, x, **fusion, **options).double()
+    product = product.reshape(r.shape[1], -1, 5)  # [Tq, Hout, W]
+    close(sums @ x.double(), torch.einsum("ri,ihw->rhw", r.double(), product))  # (r^T A) x = r^T (A x)
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from scfast.ops import attention_colsum, attention_forward, attention_rowstats
+from scfast.ops import attention_colsum, attention_forward, attention_matmul, attention_rowstats
 from tests.ops.helpers import Case, make_case
 
 #: Tokens this far apart: the third lies past 2**31 elements.
@@ -53,4 +53,5 @@ def test_strides_past_two_to_the_thirty_one(dimension: int, sparse_memory: torch
 def results(case: Case) -> list[torch.Tensor]:
     full = attention_forward(case.q, case.k, case.v, case.packing, received=True, entropy=True, max=True)
     sums = attention_colsum(case.q, case.k, case.packing, heads="max")
-    return [*full, sums, *attention_rowstats(case.q, case.k, case.packing, heads="mean")]
+    product = attention_matmul(case.q, case.k, case.packing, torch.eye(TOKENS))
+    return [*full, sums, product, *attention_rowstats(case.q, case.k, case.packing, heads="mean")]

@@ -23,6 +23,7 @@ def arguments(op: str, dtype: torch.dtype = torch.float32, **extra: Any) -> tupl
     out = case.v.new_ones(38, 4, 8)
     wanted = extra.get("wanted", (True, True, True))
     given = extra.get("map", ("prob", []))
+    linear = "sum" if heads == "max" else heads
     return {
         "attention_forward": (
             case.q,
@@ -45,11 +46,18 @@ def arguments(op: str, dtype: torch.dtype = torch.float32, **extra: Any) -> tupl
             True,
             *given,
         ),
+        "attention_matmul": (case.q, case.k, *where, *score, torch.rand(49, 20), linear, weights),
         "attention_rowstats": (case.q, case.k, *where, *score, heads, weights, *given),
     }[op]
 
 
-OPS = ("attention_forward", "attention_backward", "attention_colsum", "attention_rowstats")
+OPS = (
+    "attention_forward",
+    "attention_backward",
+    "attention_colsum",
+    "attention_rowstats",
+    "attention_matmul",
+)
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -82,6 +90,7 @@ def test_fakes_have_the_shapes_and_dtypes_of_the_real_thing(op: str, dtype: torc
     with FakeTensorMode() as mode:
         fake_args = [mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in args]
         fake = getattr(torch.ops.scfast, op)(*fake_args)
+    fake, real = ((x,) if isinstance(x, torch.Tensor) else x for x in (fake, real))
     assert [(x.shape, x.dtype) for x in fake] == [(x.shape, x.dtype) for x in real]
 
 
@@ -93,6 +102,8 @@ def call(
     if op == "attention_forward":
         out, lse, received, _, _ = ops.attention_forward(q, k, v, packing, received=True, causal=True)
         return out + 1, lse, received
+    if op == "attention_matmul":
+        return (ops.attention_matmul(q, k, packing, k.flatten(1), heads="none") + 1,)
     if op == "attention_colsum":
         sums, rho = ops.attention_colsum(q, k, packing, heads="max", row_sums=True)
         return sums * 2, rho

@@ -4,6 +4,7 @@ from scfast.maps import Norm, Prob, Relevance
 from scfast.ops.attention_backward import AttentionGradients, attention_backward
 from scfast.ops.attention_colsum import attention_colsum
 from scfast.ops.attention_forward import AttentionOutput, attention_forward
+from scfast.ops.attention_matmul import attention_matmul
 from scfast.ops.attention_rowstats import RowStats, attention_rowstats
 from scfast.ops.rank_values import RankedCells, rank_values
 
@@ -18,6 +19,7 @@ __all__ = [
     "attention_backward",
     "attention_colsum",
     "attention_forward",
+    "attention_matmul",
     "attention_rowstats",
     "rank_values",
 ]

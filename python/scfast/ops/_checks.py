@@ -116,6 +116,28 @@ def check_heads(q: torch.Tensor, heads: str, head_weights: torch.Tensor | None) 
     return head_weights.to(device=q.device, dtype=torch.float32).contiguous()
 
 
+def check_linear(op: str, heads: str) -> None:
+    """Refuse a fusion that is not a sum over heads."""
+    if heads in ("max", "min"):
+        raise ValueError(
+            f"{op} does not take heads={heads!r}: it is not linear in the heads; use 'mean', 'sum' or 'none', or"
+            " attention_colsum with row weights for the largest and smallest elements"
+        )
+
+
+def check_x(x: torch.Tensor, q: torch.Tensor, packing: Packing) -> torch.Tensor:
+    """Refuse a matrix that does not have one row per key; returns it as it is."""
+    if x.dim() != 2 or x.shape[0] != packing.total_k or x.shape[1] == 0:
+        raise ValueError(
+            f"x must have shape [{packing.total_k}, W], one row per key and W at least 1, got {tuple(x.shape)}"
+        )
+    if x.dtype not in (torch.float32, q.dtype):
+        raise TypeError(f"x is {x.dtype}; use torch.float32 or the dtype of q, {q.dtype}")
+    if x.device != q.device:
+        raise ValueError(f"x is on {x.device} and q on {q.device}: move them together")
+    return x
+
+
 def check_row_weights(row_weights: torch.Tensor | None, q: torch.Tensor, packing: Packing) -> torch.Tensor:
     """Row weights as float32 [R, Tq]; ``None`` is 1/n within each cell of n queries."""
     if row_weights is None:

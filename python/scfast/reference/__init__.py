@@ -3,6 +3,7 @@
 from scfast.reference.attention_backward import attention_backward
 from scfast.reference.attention_colsum import attention_colsum
 from scfast.reference.attention_forward import attention_forward
+from scfast.reference.attention_matmul import attention_matmul
 from scfast.reference.attention_rowstats import attention_rowstats
 from scfast.reference.rank_values import rank_values
 
@@ -10,6 +11,7 @@ __all__ = [
     "attention_backward",
     "attention_colsum",
     "attention_forward",
+    "attention_matmul",
     "attention_rowstats",
     "rank_values",
 ]
