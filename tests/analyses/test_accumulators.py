@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from scfast.analyses import Addition, Batch, GroupExpression, GroupScores, LayerScores, RankProfile, Strata
+from scfast.analyses import (
+    Addition,
+    Batch,
+    CellMeans,
+    GroupExpression,
+    GroupScores,
+    LayerScores,
+    RankProfile,
+    Strata,
+)
 from tests.laws import assert_accumulator_laws
 from tests.toy import toy_adata, toy_source
 
@@ -17,6 +26,7 @@ ADATA = toy_adata()
 SOURCE = toy_source(cls=True)
 TOKENS = SOURCE.tokenize(ADATA.X, ADATA.var)
 SCORES = torch.rand(3, TOKENS.n_tokens, generator=torch.Generator().manual_seed(5))
+OF_CELLS = torch.rand(ADATA.n_obs, 2, 3, generator=torch.Generator().manual_seed(7))
 EACH = torch.rand(2, 3, TOKENS.n_tokens, generator=torch.Generator().manual_seed(6))  # [layers, heads, T]
 
 
@@ -26,9 +36,8 @@ def cells(rows: Sequence[int]) -> Batch:
     starts = np.asarray(TOKENS.packing.starts_q)
     where = [np.arange(starts[row], starts[row] + TOKENS.lengths[row]) for row in rows]
     kept = torch.from_numpy(np.concatenate([*where, np.empty(0, dtype=np.int64)]).astype(np.int64))
-    return Batch(
-        rows, TOKENS.select(rows), {"rollout": SCORES[:, kept], "each": EACH[..., kept]}, ADATA.X[rows]
-    )
+    observed = {"rollout": SCORES[:, kept], "each": EACH[..., kept], "of cells": OF_CELLS[rows]}
+    return Batch(rows, TOKENS.select(rows), observed, ADATA.X[rows])
 
 
 def strata(*, replicates: bool) -> Strata:
@@ -43,6 +52,8 @@ ACCUMULATORS = {
     "expression": lambda: GroupExpression(strata(replicates=False), ADATA.n_vars),
     "expression over replicates": lambda: GroupExpression(strata(replicates=True), ADATA.n_vars),
     "layers": lambda: LayerScores(strata(replicates=True), ADATA.n_vars, 3),
+    "numbers of cells": lambda: CellMeans(strata(replicates=False), 6, "of cells"),
+    "means over tokens": lambda: CellMeans(strata(replicates=True), 4, "each", per_token=1),
     "ranks": lambda: RankProfile(strata(replicates=False), 24, name="rollout", row=1),
     "ranks over replicates": lambda: RankProfile(strata(replicates=True), 30, name="each", row=4),
     "heads of layers": lambda: LayerScores(strata(replicates=False), ADATA.n_vars, 6, name="each"),

@@ -1,6 +1,7 @@
 """Results over many cells: accumulators that update and merge, and writers of one row per cell."""
 
 from scfast.analyses.base import Accumulator, Addition, Batch, RowBlock, RowWriter
+from scfast.analyses.cell_means import CellMeans
 from scfast.analyses.cell_scores import CellScores
 from scfast.analyses.embedding import Embedding
 from scfast.analyses.group_expression import GroupExpression
@@ -13,6 +14,7 @@ __all__ = [
     "Accumulator",
     "Addition",
     "Batch",
+    "CellMeans",
     "CellScores",
     "Embedding",
     "GroupExpression",

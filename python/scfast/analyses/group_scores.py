@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from scfast.analyses._arrays import ArrayAccumulator, ratio
+from scfast.analyses._errors import standard_error
 from scfast.analyses.base import Addition, Batch, Scatter
 from scfast.analyses.strata import Strata
 from scfast.models.base import TokenKind
@@ -57,11 +58,7 @@ class GroupScores(ArrayAccumulator):
 
     Notes
     -----
-    Between cells the standard error is the sample deviation over the root of the number of cells. Between
-    replicates it is that of a ratio of totals (Cochran 1977, eq. 6.13): sqrt(R / (R - 1) sum_r (S_r - n_r
-    m)^2) / sum_r n_r, with S_r the sum and n_r the cells of replicate r and m the mean over all cells; for
-    replicates of one size it is the deviation between replicate means over sqrt(R). One cell, or one
-    replicate, has no error (nan).
+    Standard errors are those of :func:`scfast.analyses._errors.standard_error`.
     """
 
     config = ("n_genes", "name", "row")
@@ -133,12 +130,4 @@ class GroupScores(ArrayAccumulator):
 
     def _error(self, mean: np.ndarray, n: np.ndarray) -> np.ndarray:
         """Standard error of ``mean`` [groups, genes]: sums over ``n`` [S, genes] cells per stratum."""
-        total = self.strata.by_group(n)
-        if not self.strata.replicated:
-            spread = self.strata.by_group(self.sums["square"]) - total * np.nan_to_num(mean) ** 2
-            return np.sqrt(ratio(np.maximum(spread, 0.0), total * (total - 1)))
-        units = self.strata.by_group((n > 0).astype(np.int64))
-        off = self.sums["score"] - n * np.nan_to_num(mean)[self.strata.group]
-        return np.sqrt(ratio(units * self.strata.by_group(off**2), units - 1)) / np.where(
-            total > 0, total, np.nan
-        )
+        return standard_error(self.strata, self.sums["score"], self.sums["square"], n, mean)

@@ -32,6 +32,8 @@ class AttentionNorms(NormObservable):
         The weights w: None for 1 at every query; or as in :class:`~scfast.observables.Rollout`.
     per_head
         Each head by itself, P^h_ij |f_h(x_j)|; for ``kinds=["attn-n"]`` only.
+    total
+        Put the sum over layers below them, as if it were one more.
     name
         Key of the result.
 
@@ -59,6 +61,7 @@ class AttentionNorms(NormObservable):
         *,
         readout: str | torch.Tensor | None = None,
         per_head: bool = False,
+        total: bool = False,
         name: str = "attention_norms",
     ) -> None:
         self.kinds = check_kinds(tuple(kinds))
@@ -68,7 +71,7 @@ class AttentionNorms(NormObservable):
             )
         if readout is not None:
             check_readout(readout)
-        self.readout, self.per_head, self.name = readout, per_head, name
+        self.readout, self.per_head, self.total, self.name = readout, per_head, total, name
 
     def begin(self, batch: BatchInfo) -> None:
         """Lay down the weights."""
@@ -96,4 +99,6 @@ class AttentionNorms(NormObservable):
         """[N, K, T] or [N, K, R, T], float32."""
         self.check_closed()
         sums = torch.stack(self._layers)
+        if self.total:
+            sums = torch.cat([sums, sums.sum(0, keepdim=True, dtype=torch.float64).float()])
         return sums.squeeze(2) if sums.shape[2] == 1 else sums

@@ -92,7 +92,7 @@ def free_device_memory(device: torch.device) -> int:
 
 
 def bytes_per_token(
-    source: AttentionSource, *, layers_kept: int, hidden_kept: int = 0, readouts: int = 1
+    source: AttentionSource, *, layers_kept: int, hidden_kept: int = 0, readouts: int = 1, observed: int = 0
 ) -> int:
     """What one token of a batch costs while it is analysed.
 
@@ -106,6 +106,8 @@ def bytes_per_token(
         Hidden states kept.
     readouts
         Rows of readout weights swept together.
+    observed
+        Bytes that the observables take beyond that.
     """
     costs = source.bytes_per_token()
     return (
@@ -113,6 +115,7 @@ def bytes_per_token(
         + layers_kept * costs["qk_per_layer"]
         + hidden_kept * costs["hidden"]
         + readouts * BYTES_PER_READOUT
+        + observed
         + BYTES_PER_TOKEN_INDEX
     )
 

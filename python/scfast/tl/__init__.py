@@ -1,5 +1,6 @@
 """Tools: what a model attends to, written into an AnnData."""
 
+from scfast.tl.attention_norms import attention_norms
 from scfast.tl.compare_de import compare_de
 from scfast.tl.embed import embed
 from scfast.tl.key_genes import key_genes
@@ -8,4 +9,13 @@ from scfast.tl.rank_profile import rank_profile
 from scfast.tl.received import received
 from scfast.tl.rollout import rollout
 
-__all__ = ["compare_de", "embed", "key_genes", "pretrain", "rank_profile", "received", "rollout"]
+__all__ = [
+    "attention_norms",
+    "compare_de",
+    "embed",
+    "key_genes",
+    "pretrain",
+    "rank_profile",
+    "received",
+    "rollout",
+]

@@ -105,6 +105,7 @@ def make_batches(
     layers_kept: int = 0,
     hidden_kept: int = 0,
     readouts: int = 1,
+    observed: int = 0,
 ) -> Batches:
     """Plan a run within the memory that was granted.
 
@@ -118,7 +119,7 @@ def make_batches(
         Those to run.
     results_bytes
         What the results take in the end.
-    layers_kept, hidden_kept, readouts
+    layers_kept, hidden_kept, readouts, observed
         See :func:`scfast.run.memory.bytes_per_token`.
 
     Raises
@@ -126,7 +127,9 @@ def make_batches(
     ValueError
         When not even the longest cell fits.
     """
-    per_token = bytes_per_token(source, layers_kept=layers_kept, hidden_kept=hidden_kept, readouts=readouts)
+    per_token = bytes_per_token(
+        source, layers_kept=layers_kept, hidden_kept=hidden_kept, readouts=readouts, observed=observed
+    )
     on_cpu = source.device.type == "cpu"  # else results do not take memory where the model runs
     budget = token_budget(
         granted_memory(how.memory, source.device), per_token, int(found.lengths[rows].max()),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -39,6 +39,13 @@ class Parts(NamedTuple):
         return means.reshape(*self.shape, *means.shape[1:]).swapaxes(-1, -2).copy()
 
 
+class Tabled(NamedTuple):
+    """An analysis of the same run, and what is made of its result for ``uns``."""
+
+    analysis: Accumulator
+    present: Callable[[Any], Any]
+
+
 @dataclass(frozen=True, eq=False)
 class GeneScoring:
     """A run that gives every token a score.
@@ -55,6 +62,10 @@ class GeneScoring:
         What else is averaged.
     layers_kept
         Layers whose q and k the observables keep.
+    observed
+        Bytes that they take per token beyond that.
+    tables
+        What else goes into ``uns``, by name.
     """
 
     source: AttentionSource
@@ -66,6 +77,8 @@ class GeneScoring:
     row: int = -1
     parts: Parts | None = None
     layers_kept: int = 0
+    observed: int = 0
+    tables: Mapping[str, Tabled] = field(default_factory=dict)
 
 
 def score_genes(
@@ -108,6 +121,7 @@ def score_genes(
     }
     if scoring.parts is not None:
         analyses["parts"] = LayerScores(strata, n_genes, scoring.parts.n_rows, name=scoring.parts.observable)
+    analyses |= {name: tabled.analysis for name, tabled in scoring.tables.items()}
     results_bytes = sum(x.nbytes for x in analyses.values() if isinstance(x, Accumulator))
     results_bytes *= 2 if null else 1
     if store_cells:
@@ -116,7 +130,8 @@ def score_genes(
         results_bytes += 16 * int(scoring.found.gene_tokens[scoring.rows].sum())
     batches = make_batches(
         scoring.source, scoring.counts, scoring.found, scoring.rows, how, results_bytes=results_bytes,
-        layers_kept=scoring.layers_kept, readouts=1 if scoring.parts is None else scoring.parts.n_rows,
+        layers_kept=scoring.layers_kept, observed=scoring.observed,
+        readouts=1 if scoring.parts is None else scoring.parts.n_rows,
     )  # fmt: skip
     results = batches.run(analyses, scoring.observe, scoring.name)
     nulls = None
@@ -129,6 +144,7 @@ def score_genes(
         "params": {**params, **given(null=null), **batches.params(results.plan)},
         "groups": group_table(groups.names, results["scores"], table),
         "table": table,
+        **{name: tabled.present(results[name]) for name, tabled in scoring.tables.items()},
     }
     if scoring.parts is not None:
         uns[scoring.parts.key] = scoring.parts.unfold(results["parts"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
@@ -116,3 +118,30 @@ def group_table(groups: list[str], scores: GroupScoresResult, table: pd.DataFram
                 spearman(part["mean"].to_numpy(), part[against].to_numpy()) for part in rows
             ]
     return pd.DataFrame(columns, index=pd.Index(groups, name="group"))
+
+
+def numbers_table(
+    groups: list[str], levels: Mapping[str, int], columns: Sequence[str], mean: np.ndarray, se: np.ndarray
+) -> pd.DataFrame:
+    """A row per group and combination of levels, such as layer and head: each number and its standard error.
+
+    Parameters
+    ----------
+    groups
+        Their names.
+    levels
+        Name and size of each level, slowest first.
+    columns
+        Names of the numbers, which vary fastest.
+    mean, se
+        float64 [groups, levels x columns].
+    """
+    sizes = (len(groups), *levels.values())
+    index = np.indices(sizes).reshape(len(sizes), -1)
+    table = pd.DataFrame({"group": pd.Categorical.from_codes(index[0], categories=groups)})
+    for name, place in zip(levels, index[1:], strict=True):
+        table[name] = place
+    for number, column in enumerate(columns):
+        for suffix, values in (("", mean), ("_se", se)):
+            table[f"{column}{suffix}"] = values.reshape(-1, len(columns))[:, number]
+    return table
