@@ -116,6 +116,16 @@ def test_scores(before, score):
         member = (before.obs["type"] == group).to_numpy()
         others = (~member) & before.obs["type"].notna().to_numpy()
         if score == "difference":
+            logged = before.copy()
+            scanpy.pp.normalize_total(logged, target_sum=1e4)
+            scanpy.pp.log1p(logged)
+            frame = logged.to_df()
+            for name, values in (("expression", frame), ("detection", frame > 0)):
+                apart = values[member].mean() - values[others].mean()
+                np.testing.assert_allclose(
+                    part[f"{name}_difference"], apart[part["gene"]], rtol=1e-4, atol=1e-5
+                )
+            assert {"overlap_detection_difference"} <= set(uns["overlap"])
             expected = scores[member].mean() - scores[others].mean()
         else:
             inside = scores[member]

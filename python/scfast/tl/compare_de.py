@@ -19,7 +19,11 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 #: Columns of the attention table that a ranking of genes must beat, and which end of each is the top.
-BASELINES = {"rank": -1, "expression": 1, "detection": 1, "null": 1}
+BASELINES = {
+    "rank": -1, "expression": 1, "detection": 1, "null": 1, "expression_difference": 1, "detection_difference": 1,
+}  # fmt: skip
+#: What the partial correlation holds constant, as far as the table has it.
+HELD = ("rank", "detection", "detection_difference")
 SCORES = ("mean", "mean_detecting", "difference")
 
 
@@ -53,6 +57,7 @@ def compare_de(
     score
         By what genes are attended to: ``"mean"`` over all cells of the group, ``"mean_detecting"`` over those that
         have the gene, or ``"difference"`` between the means over the group's cells and over those of all other groups.
+        Such differences of expression and detection are then baselines too: a test of differences is near to them.
     top
         Sizes k of the lists that are compared.
     min_detection
@@ -76,15 +81,17 @@ def compare_de(
             DataFrame, one row per ``group`` and ``gene``, most attended first: ``attention`` (the score) and
             ``attention_place`` (1: the top), the test's ``de_score`` (z), ``log_fold_change`` (base 2), ``p_adjusted``
             (Benjamini-Hochberg over all genes) and ``de_place`` (1: the most up-regulated), and ``rank``,
-            ``expression``, ``detection`` and ``null`` as in the table of ``key``.
+            ``expression``, ``detection`` and ``null`` as in the table of ``key`` (``score="difference"``: also
+            ``expression_difference`` and ``detection_difference``).
         ``"overlap"``
             DataFrame, one row per ``group`` and ``k``: ``overlap`` of the two top lists, ``expected`` by chance
             (k^2 / genes) and ``p_value`` (hypergeometric, not adjusted), and ``overlap_rank``,
-            ``overlap_expression``, ``overlap_detection``, ``overlap_null``: the overlap that those rankings reach.
+            ``overlap_expression``, ...: the overlap that each of those rankings reaches.
         ``"groups"``
             DataFrame, one row per group: ``genes`` ranked; Spearman correlation of attention with the test's score
-            (``spearman_de``), the same with rank and detection held constant (``partial_de``), of attention with each
-            baseline (``spearman_rank``, ...) and of the test with each (``de_rank``, ...).
+            (``spearman_de``), the same with rank and detection (for ``"difference"``, its difference too) held constant
+            (``partial_de``), of attention with each baseline (``spearman_rank``, ...) and of the test with each
+            (``de_rank``, ...).
         ``"params"``
             The arguments.
 
@@ -112,7 +119,10 @@ def compare_de(
     if not sizes or sizes[0] < 1:
         raise ValueError(f"top={top!r} must hold sizes of lists, such as (20, 50, 100)")
     results, groupby = _grouped(adata, key, groupby)
-    test = _wilcoxon(adata, results, groupby, layer, tie_correct=tie_correct)
+    cells = _tested(adata, results, groupby, layer)
+    test = _wilcoxon(cells, tie_correct=tie_correct)
+    if score == "difference":
+        test = test.join(_differences(cells))
 
     about = results["groups"]
     attention = _attention(adata, key, score)
@@ -177,14 +187,8 @@ def _grouped(adata: AnnData, key: str, groupby: str | None) -> tuple[dict[str, A
     return results, own
 
 
-def _wilcoxon(
-    adata: AnnData, results: dict[str, Any], groupby: str, layer: str | None, *, tie_correct: bool
-) -> pd.DataFrame:
-    """Scanpy's test of every group against the rest; (group, gene) -> scores, logfoldchanges, pvals_adj."""
-    try:
-        import scanpy
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("tl.compare_de tests with scanpy: pip install 'scfast[scanpy]'") from error
+def _tested(adata: AnnData, results: dict[str, Any], groupby: str, layer: str | None) -> AnnData:
+    """The cells that have a group, with logged expression in X and their group in obs; ``adata`` is left alone."""
     from anndata import AnnData
 
     if layer is not None and layer not in adata.layers:
@@ -195,11 +199,30 @@ def _wilcoxon(
     else:
         values = adata.layers[layer][cells]
     labels = pd.Categorical(adata.obs.loc[cells, groupby].astype(str))
-    obs = pd.DataFrame({"group": labels}, index=adata.obs_names[cells])
-    own = AnnData(values, obs=obs, var=pd.DataFrame(index=adata.var_names))
-    own.uns["log1p"] = {"base": None}  # else scanpy takes the values for counts
-    scanpy.tl.rank_genes_groups(own, "group", method="wilcoxon", tie_correct=tie_correct)
-    return scanpy.get.rank_genes_groups_df(own, group=None).set_index(["group", "names"])
+    obs = pd.DataFrame({"group": labels}, index=adata.obs_names[cells].astype(str))
+    return AnnData(values, obs=obs, var=pd.DataFrame(index=adata.var_names.astype(str)))
+
+
+def _wilcoxon(cells: AnnData, *, tie_correct: bool) -> pd.DataFrame:
+    """Scanpy's test of every group against the rest; (group, gene) -> scores, logfoldchanges, pvals_adj."""
+    try:
+        import scanpy
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("tl.compare_de tests with scanpy: pip install 'scfast[scanpy]'") from error
+    cells.uns["log1p"] = {"base": None}  # else scanpy takes the values for counts
+    scanpy.tl.rank_genes_groups(cells, "group", method="wilcoxon", tie_correct=tie_correct)
+    return scanpy.get.rank_genes_groups_df(cells, group=None).set_index(["group", "names"])
+
+
+def _differences(cells: AnnData) -> pd.DataFrame:
+    """(group, gene) -> mean over the group less mean over all others, of expression and of detection."""
+    groups = cells.obs["group"].cat
+    member = groups.codes.to_numpy() == np.arange(len(groups.categories))[:, None]  # [groups, cells]
+    weights = member / member.sum(1, keepdims=True) - ~member / (~member).sum(1, keepdims=True)
+    values = sparse.csr_matrix(cells.X, dtype=np.float64)
+    index = pd.MultiIndex.from_product([groups.categories, cells.var_names], names=["group", "names"])
+    matrices = {"expression_difference": values, "detection_difference": values > 0}
+    return pd.DataFrame({name: (weights @ matrix).ravel() for name, matrix in matrices.items()}, index=index)
 
 
 def _logged(counts: sparse.csr_matrix | np.ndarray) -> sparse.csr_matrix:
@@ -242,7 +265,7 @@ def _beside(
             "log_fold_change": test["logfoldchanges"].to_numpy(dtype=np.float64),
             "p_adjusted": test["pvals_adj"].to_numpy(dtype=np.float64),
             "de_place": 0,
-            **{column: rows[column].to_numpy() for column in BASELINES if column in rows},
+            **{column: of[column].to_numpy() for column in BASELINES for of in (rows, test) if column in of},
         }
     )
     for values, place in (("attention", "attention_place"), ("de_score", "de_place")):
@@ -278,7 +301,7 @@ def _summary(part: pd.DataFrame) -> dict[str, float]:
     """Rank correlations of one group's columns."""
     values = {name: part[name].to_numpy(dtype=np.float64) for name in part if name not in ("group", "gene")}
     attention, test = values["attention"], values["de_score"]
-    held = np.column_stack([values["rank"], values["detection"]])
+    held = np.column_stack([values[name] for name in HELD if name in values])
     baselines = [name for name in BASELINES if name in values]
     return {
         "genes": len(part),
