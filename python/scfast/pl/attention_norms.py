@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from scfast.pl.rollout import MAX_COLUMNS
+from scfast.pl._figure import MAX_COLUMNS
 
 if TYPE_CHECKING:
     from anndata import AnnData
