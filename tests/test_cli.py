@@ -99,6 +99,69 @@ def test_json_lines_are_json(data, model, tmp_path):
     assert "spearman_null" not in events[1]
 
 
+def test_received(data, model, tmp_path):
+    options = ["--analysis", "received", "--groupby", "cell_type", "--by", "layer", "-o", tmp_path]
+    text = invoke("run", data, "--model", f"geneformer:{model}", *options, "--text")
+    assert "Genes that receive most attention" in text
+    assert "by layer; 2 groups of cell_type, beside the untrained model" in text
+    written = ad.read_h5ad(tmp_path / "cells.h5ad")
+    assert written.uns["received"]["by_layer"].shape[1:] == (25, 2)
+    genes = pd.read_csv(tmp_path / "genes.csv")
+    assert {"mean", "rank_sd", "null"} <= set(genes.columns)
+    assert (tmp_path / "top_genes.png").stat().st_size > 5000
+
+
+def test_rank_profile(data, model, tmp_path):
+    options = [
+        "--against",
+        f"geneformer:{model}",
+        "--genes",
+        "3,5",
+        "--quantiles",
+        "2",
+        "--equal-length",
+        "6",
+    ]
+    text = invoke(
+        "run", data, "--model", f"geneformer:{model}", "--analysis", "rank_profile", *options, "-o", tmp_path, "--json"
+    )  # fmt: skip
+    events = [json.loads(line) for line in text.splitlines()]
+    assert [event["event"] for event in events] == ["start", *["profile"] * 4, "done"]
+    assert {event["model"] for event in events[1:5]} == {"tiny (1)", "tiny (2)"}
+    ranks = pd.read_csv(tmp_path / "ranks.csv")
+    assert ranks["rank"].max() == 6
+    np.testing.assert_allclose(ranks.loc[ranks["model"] == "tiny (2)", "change"], 0, atol=1e-9)
+    assert set(pd.read_csv(tmp_path / "marked_genes.csv")["gene"]) == {3, 5}
+    assert {"lengths.csv", "rank_profile.png", "cells.h5ad"} <= {file.name for file in tmp_path.iterdir()}
+
+
+def test_key_genes(data, model, tmp_path):
+    (tmp_path / "set.txt").write_text("3\n5\n999\n")
+    options = [
+        "--highlight",
+        tmp_path / "set.txt",
+        "--groupby",
+        "cell_type",
+        "--no-null",
+        "-o",
+        tmp_path / "out",
+    ]
+    run = ("run", data, "--model", f"geneformer:{model}", "--analysis", "key_genes", *options)
+    text = invoke(*run, "--text")
+    for words in (
+        "Key genes",
+        "Rank correlation of attention with cells",
+        "A gene of the highlighted set (*)",
+    ):
+        assert words in text
+    table = pd.read_csv(tmp_path / "out" / "key_genes.csv")
+    assert {"rank_B", "rank_T|NK", "attention"} <= set(table.columns)
+    assert set(table.loc[table["highlight"], "gene"]) == {3, 5}
+    assert (tmp_path / "out" / "key_genes.png").stat().st_size > 5000
+    events = [json.loads(line)["event"] for line in invoke(*run, "--json").splitlines()]
+    assert events == ["start", *["gene"] * 12, "correlations", "highlight", "done"]
+
+
 def test_embed(data, model, tmp_path):
     invoke("run", data, "--model", f"geneformer:{model}", "--analysis", "embed", "-o", tmp_path)
     (embedding,) = ad.read_h5ad(tmp_path / "cells.h5ad").obsm.values()
@@ -136,6 +199,17 @@ def test_dry_run_says_what_would_be_done_and_writes_nothing(data, model, tmp_pat
         ({"--device": "tpu"}, "device='tpu' is no device that models run on: use 'cpu', 'cuda' or 'cuda:N'"),
         ({"--device": "cuda:99"}, "device='cuda:99', but torch"),
         ({"--counts-layer": "raw"}, "counts_layer='raw'"),
+        ({"--quantiles": "4"}, "--quantiles means nothing to --analysis rollout; it belongs to rank_profile"),
+        ({"--analysis": "embed", "--readout": "mean"}, "--readout means nothing to --analysis embed"),
+        (
+            {"--analysis": "rank_profile", "--against": "geneformer"},
+            "--against geneformer must be KIND:FOLDER",
+        ),
+        (
+            {"--analysis": "rank_profile", "--equal-length": "long"},
+            "--equal-length long must be a number of genes",
+        ),
+        ({"--analysis": "key_genes", "--highlight": "X,Y"}, "none of the 2 genes (['X', 'Y'], ...)"),
     ],
 )
 def test_user_errors_are_one_line(data, model, tmp_path, capsys, changes, message):

@@ -107,7 +107,9 @@ def command(out: Path, steps: int | None, restart: bool, as_json: bool | None) -
 def _show(console: Console, found: Findings) -> None:
     from scfast.cli.tables import show_top_genes
 
-    show_top_genes(console, found.genes, found.groups)
+    show_top_genes(
+        console, {"table": found.genes, "groups": found.groups}, "Genes with the largest share of attention"
+    )
     rows = []
     for (lineage, panel), part in found.markers.groupby(["lineage", "panel"], sort=False):
         trained, untrained = float(part["trained"].sum()), float(part["untrained"].sum())

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
+from click.core import ParameterSource
 
+from scfast.cli.analyses import ANALYSES, check_options, run, write
 from scfast.cli.console import Console, json_option
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 
 @click.command("run")
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 @click.option("--model", required=True, help="KIND:FOLDER, such as geneformer:models/V2-104M.")
 @click.option(
     "--analysis",
-    type=click.Choice(["rollout", "embed"]),
+    type=click.Choice(list(ANALYSES)),
     default="rollout",
     show_default=True,
     help="What to compute.",
@@ -30,6 +29,19 @@ if TYPE_CHECKING:
 )
 @click.option("--readout", help="cls, mean or gene:NAME.  [default: as the model's authors]")
 @click.option("--layers", help="prefix, suffix, or FIRST-LAST such as 0-2.  [default: all]")
+@click.option("--by", type=click.Choice(["layer", "head"]), help="received: also for each layer or head.")
+@click.option(
+    "--against", multiple=True, help="rank_profile: KIND:FOLDER of another model, compared with --model."
+)
+@click.option("--genes", help="rank_profile: genes whose rank is marked, as A,B,C or a file of names.")
+@click.option(
+    "--quantiles", type=int, help="rank_profile: a profile for each of so many bins of cell length."
+)
+@click.option(
+    "--equal-length", help="rank_profile: thin every cell to so many genes, or to the shortest cell's."
+)
+@click.option("--highlight", help="key_genes: a gene set to mark, as A,B,C or a file of names.")
+@click.option("--gene-symbols", help="Column of var with the names in --genes and --highlight.")
 @click.option("--replicate-key", help="Column of obs (donor, batch): errors are between replicates.")
 @click.option(
     "--null/--no-null", "null", default=True, help="Also run the untrained model beside.  [default: yes]"
@@ -46,22 +58,17 @@ def command(
     data: Path,
     model: str,
     analysis: str,
-    groupby: str | None,
     out: Path,
-    readout: str | None,
-    layers: str | None,
-    replicate_key: str | None,
-    null: bool,
     counts_layer: str | None,
     device: str | None,
     memory: str | None,
-    seed: int,
     dry_run: bool,
     as_json: bool | None,
+    **options: Any,
 ) -> None:
     """Analyse the cells of DATA (.h5ad or .zarr, raw counts, or the word pbmc68k) with a model.
 
-    Writes DATA with the results as h5ad, the tables as CSV and the top genes as PNG. Nothing is truncated to
+    Writes DATA with the results as h5ad, the tables as CSV and a figure as PNG. Nothing is truncated to
     fit attention maps into memory, because no map is ever held.
 
     \b
@@ -69,32 +76,44 @@ def command(
       scfast run cells.h5ad --model geneformer:Geneformer-V2-104M --groupby cell_type -o results
       scfast run cells.h5ad --model geneformer:my_model --groupby cell_type --replicate-key donor -o results
       scfast run cells.h5ad --model geneformer:my_model --readout gene:TP53 --no-null -o results
+      scfast run cells.h5ad --model geneformer:my_model --analysis received --by layer -o results
+      scfast run cells.h5ad --model geneformer:base --analysis rank_profile --against geneformer:tuned -o results
+      scfast run cells.h5ad --model geneformer:my_model --analysis key_genes --highlight p53.txt -o results
       scfast run cells.h5ad --model geneformer:my_model --analysis embed -o results
       scfast run cells.h5ad --model geneformer:my_model --device cuda:1 --memory 20GB -o results
       scfast run cells.h5ad --model geneformer:my_model -o results --dry-run
     """  # noqa: D301
-    from scfast import models, tl
+    from scfast import models
     from scfast.cli.data import load
     from scfast.run import DEFAULT_MEMORY, default_device, parse_memory, resolve_device
 
     console = Console(as_json)
-    chosen_layers = parse_layers(layers)
+    check_options(analysis, _typed())
+    parsed = options | {
+        "layers": parse_layers(options["layers"]),
+        "genes": parse_names(options["genes"]),
+        "highlight": parse_names(options["highlight"]),
+        "equal_length": parse_length(options["equal_length"]),
+    }
     if memory is not None:
         parse_memory(memory)
     where = default_device() if device is None else resolve_device(device)
-    kind, _, folder = model.partition(":")
-    if not kind or not folder:
-        raise ValueError(f"--model {model} must be KIND:FOLDER, such as geneformer:models/V2-104M")
+    wanted = [parse_model("--model", model), *(parse_model("--against", text) for text in options["against"])]
     adata = load(data)
-    for option, column in (("--groupby", groupby), ("--replicate-key", replicate_key)):
-        if column is not None and column not in adata.obs:
-            raise KeyError(f"{option} {column} is no column of obs; there are {', '.join(adata.obs.columns)}")
-    source = models.load(kind, folder).to(where)
+    for option in ("groupby", "replicate_key"):
+        if options[option] is not None and options[option] not in adata.obs:
+            flag = f"--{option.replace('_', '-')} {options[option]}"
+            raise KeyError(f"{flag} is no column of obs; there are {', '.join(adata.obs.columns)}")
+    sources = dict(
+        zip(_called(wanted), (models.load(kind, folder).to(where) for kind, folder in wanted), strict=True)
+    )
+    source, groupby = next(iter(sources.values())), options["groupby"]
+    groups = f"{adata.obs[groupby].nunique()} groups of {groupby}" if groupby else "all cells as one group"
     described = {
         "data": f"{data}: {adata.n_obs:,} cells x {adata.n_vars:,} genes",
         "model": f"{source.name}: {source.n_layers} layers, {source.n_heads} heads, up to "
         f"{source.max_tokens} tokens",
-        "analysis": _describe(analysis, adata, groupby, readout or source.default_readout, layers, null),
+        "analysis": ANALYSES[analysis].describe(options | {"groups": groups}, source),
         "device": str(source.device),
         "memory": memory or (DEFAULT_MEMORY if source.device.type == "cpu" else "what is free on the GPU"),
         "output": str(out),
@@ -105,28 +124,31 @@ def command(
     if dry_run:
         return
     common: dict[str, Any] = {"counts_layer": counts_layer, "memory": memory, "progress": console.interactive}
-    if analysis == "embed":
-        tl.embed(adata, source, **common)
-    else:
-        tl.rollout(
-            adata,
-            source,
-            readout=readout,
-            groupby=groupby,
-            replicate_key=replicate_key,
-            layers=chosen_layers,  # type: ignore[arg-type]
-            null="untrained" if null else None,
-            seed=seed,
-            **common,
-        )
-    files = _write(adata, analysis, out)
-    if analysis == "rollout":
-        from scfast.cli.tables import show_top_genes
-
-        show_top_genes(console, adata.uns["rollout"]["table"], adata.uns["rollout"]["groups"])
+    run(analysis, adata, sources, parsed, common)
+    files = write(analysis, adata, out)
+    show = ANALYSES[analysis].show
+    if show is not None:
+        show(console, adata)
     console.title("Written")
     console.fields({file.name: str(file) for file in files})
     console.event("done", files=list(map(str, files)))
+
+
+def _called(wanted: list[tuple[str, str]]) -> list[str]:
+    """A name for each model: that of its folder, numbered where several have one name."""
+    names = [Path(folder).resolve().name for _, folder in wanted]
+    return [
+        f"{name} ({names[:i].count(name) + 1})" if names.count(name) > 1 else name
+        for i, name in enumerate(names)
+    ]
+
+
+def _typed() -> list[str]:
+    """Options that stand on the command line, rather than at their defaults."""
+    context = click.get_current_context()
+    return [
+        name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    ]
 
 
 def parse_layers(text: str | None) -> tuple[int, int] | str | None:
@@ -145,24 +167,47 @@ def parse_layers(text: str | None) -> tuple[int, int] | str | None:
     return int(match[1]), int(match[2])
 
 
-def _describe(
-    analysis: str, adata: AnnData, groupby: str | None, readout: str, layers: str | None, null: bool
-) -> str:
-    if analysis == "embed":
-        return "one vector per cell"
-    groups = f"{adata.obs[groupby].nunique()} groups of {groupby}" if groupby else "all cells as one group"
-    beside = ", beside the untrained model" if null else ""
-    return f"rollout of {readout} through {layers or 'all'} layers; {groups}{beside}"
+def parse_names(text: str | None) -> list[str] | None:
+    """Names separated by commas, or the names in a file.
+
+    Examples
+    --------
+    >>> parse_names("CD3E, LYZ"), parse_names(None)
+    (['CD3E', 'LYZ'], None)
+    """
+    if text is None:
+        return None
+    if Path(text).is_file():
+        from scfast import io
+
+        return io.read_vocabulary(text)
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def _write(adata: AnnData, analysis: str, out: Path) -> list[Path]:
-    from scfast import io, pl
+def parse_length(text: str | None) -> int | str | None:
+    """The value of ``--equal-length``.
 
-    files = [io.write_h5ad(adata, out / "cells.h5ad")]
-    if analysis == "rollout":
-        results = adata.uns["rollout"]
-        results["table"].to_csv(out / "genes.csv", index=False, float_format="%.6g")
-        results["groups"].to_csv(out / "groups.csv", float_format="%.6g")
-        pl.rollout(adata, show=False, save=out / "top_genes.png")
-        files += [out / name for name in ("genes.csv", "groups.csv", "top_genes.png")]
-    return files
+    Examples
+    --------
+    >>> parse_length("200"), parse_length("shortest")
+    (200, 'shortest')
+    """
+    if text is None or text == "shortest":
+        return text
+    if not text.isdecimal():
+        raise ValueError(f"--equal-length {text} must be a number of genes, or shortest")
+    return int(text)
+
+
+def parse_model(option: str, text: str) -> tuple[str, str]:
+    """Kind and folder of a model.
+
+    Examples
+    --------
+    >>> parse_model("--model", "geneformer:models/V1")
+    ('geneformer', 'models/V1')
+    """
+    kind, _, folder = text.partition(":")
+    if not kind or not folder:
+        raise ValueError(f"{option} {text} must be KIND:FOLDER, such as geneformer:models/V2-104M")
+    return kind, folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -9,12 +10,15 @@ if TYPE_CHECKING:
 
     from scfast.cli.console import Console
 
-#: Genes printed per group.
-TOP = 6
+#: Genes printed per group, and rows of a table of genes.
+TOP, ROWS = 6, 12
+#: Ranks that fewer cells than this share reach are no place to look for a maximum.
+FEW = 0.1
 
 
-def show_top_genes(console: Console, genes: pd.DataFrame, groups: pd.DataFrame) -> None:
+def show_top_genes(console: Console, results: Mapping[str, pd.DataFrame], title: str) -> None:
     """Top genes of each group by mean score, and how the ranking correlates with what it must beat."""
+    genes, groups = results["table"], results["groups"]
     beside = {
         "spearman_expression": "expression",
         "spearman_detection": "detection",
@@ -31,9 +35,54 @@ def show_top_genes(console: Console, genes: pd.DataFrame, groups: pd.DataFrame) 
         console.event(
             "group", None, group=name, cells=int(about["cells"]), top_genes=list(top), **correlations
         )
-    console.title("Genes with the largest share of attention")
+    console.title(title)
     console.table(["group", "top genes", "cells", *(beside[column] for column in columns)], rows, left=2)
     if not console.json:
         console.note(
             "Right: rank correlation of the scores with mean expression, detection and the untrained model."
+        )
+
+
+def show_rank_profile(console: Console, results: Mapping[str, pd.DataFrame]) -> None:
+    """Length of the cells, and where attention is highest, for each model, group and bin of length."""
+    lengths = results["lengths"].set_index(["group", "lengths"])
+    rows = []
+    for (model, group, name), part in results["table"].groupby(["model", "group", "lengths"], observed=True):
+        cells, median = (float(lengths.loc[(group, name), column]) for column in ("cells", "median"))
+        often = part[(part["cells"] >= FEW * cells).to_numpy()]
+        top = often.loc[often["mean"].idxmax()]
+        highest, rank = float(top["mean"]), int(top["rank"])
+        rows.append([model, group, name, f"{cells:,.0f}", f"{median:g}", f"{highest:.3g}", rank])
+        console.event(
+            "profile", None, model=model, group=group, lengths=name, cells=int(cells), median_length=median,
+            highest=highest, at_rank=rank,
+        )  # fmt: skip
+    console.title("Attention received by rank")
+    header = ["model", "group", "lengths", "cells", "median length", "highest mean", "at rank"]
+    console.table(header, rows, left=3)
+
+
+def show_key_genes(console: Console, results: Mapping[str, pd.DataFrame]) -> None:
+    """The genes that receive most attention, and what that may merely restate."""
+    name = "symbol" if "symbol" in results["table"] else "gene"
+    columns = {"attention": ".2f", "cells": ",.0f", "rank": ".0f", "rank_sd": ".0f", "detection": ".0%"}
+    rows = []
+    for _, row in results["table"].head(ROWS).iterrows():
+        values = {column: float(row[column]) for column in columns}
+        mark = " *" if row["highlight"] else ""
+        rows.append([f"{row[name]}{mark}", *(format(values[column], columns[column]) for column in columns)])
+        console.event("gene", None, gene=str(row["gene"]), highlight=bool(row["highlight"]), **values)
+    console.title("Key genes")
+    console.table(["gene", *columns], rows)
+    against = {str(by): float(value) for by, value in results["correlations"].loc["attention"].items()}
+    console.event("correlations", None, **against)
+    console.note(
+        "Rank correlation of attention with " + ", ".join(f"{by} {x:.2f}" for by, x in against.items())
+    )
+    if "highlight" in results:
+        found = {str(by): float(value) for by, value in results["highlight"]["auroc"].items()}
+        console.event("highlight", None, **found)
+        console.note(
+            "A gene of the highlighted set (*) stands above another with probability "
+            + ", ".join(f"{x:.2f} by {by}" for by, x in found.items())
         )

@@ -1,0 +1,158 @@
+"""What ``scfast run --analysis`` offers: which options each takes, and what it says, prints and writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scfast.cli import tables
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from scfast.cli.console import Console
+    from scfast.models import AttentionSource
+
+Options = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """One analysis of the command line; its name is that of the tool, of the plot, and of the results in ``uns``.
+
+    Attributes
+    ----------
+    takes
+        Options that mean something to it, beside those of every analysis: the tool's arguments of the same names, and
+        ``against`` for tools that take several models.
+    describe
+        What will be done; ``groups`` among the options says over which cells.
+    show
+        Prints the gist.
+    files
+        Tables in the results -> stem of a CSV file, and whether the index is written too.
+    figure
+        File of its plot.
+    """
+
+    takes: frozenset[str]
+    describe: Callable[[Options, AttentionSource], str]
+    show: Callable[[Console, AnnData], None] | None = None
+    files: Mapping[str, tuple[str, bool]] = field(default_factory=dict)
+    figure: str | None = None
+
+
+def check_options(name: str, given: Iterable[str]) -> None:
+    """Refuse options that mean nothing to an analysis: they would be overlooked in silence.
+
+    Examples
+    --------
+    >>> check_options("embed", ["quantiles"])
+    Traceback (most recent call last):
+    ValueError: --quantiles means nothing to --analysis embed; it belongs to rank_profile
+    """
+    for option in given:
+        owners = [other for other, analysis in ANALYSES.items() if option in analysis.takes]
+        if owners and name not in owners:
+            flag = option.replace("_", "-")
+            raise ValueError(
+                f"--{flag} means nothing to --analysis {name}; it belongs to {', '.join(owners)}"
+            )
+
+
+def run(
+    name: str, adata: AnnData, models: Mapping[str, AttentionSource], options: Options, common: dict[str, Any]
+) -> None:
+    """Run the tool of that name with the options that it takes; the first model is ``--model``."""
+    from scfast import tl
+
+    takes = ANALYSES[name].takes
+    arguments = {option: options[option] for option in takes - {"against"}}
+    if "null" in takes:
+        arguments["null"] = "untrained" if options["null"] else None
+    getattr(tl, name)(
+        adata, models if "against" in takes else next(iter(models.values())), **arguments, **common
+    )
+
+
+def write(name: str, adata: AnnData, out: Path) -> list[Path]:
+    """Write the cells, and the analysis' tables and figure."""
+    from scfast import io, pl
+
+    analysis = ANALYSES[name]
+    files = [io.write_h5ad(adata, out / "cells.h5ad")]
+    for table, (stem, index) in analysis.files.items():
+        if table in adata.uns[name]:
+            files.append(out / f"{stem}.csv")
+            adata.uns[name][table].to_csv(files[-1], index=index, float_format="%.6g")
+    if analysis.figure is not None:
+        files.append(out / analysis.figure)
+        getattr(pl, name)(adata, show=False, save=files[-1])
+    return files
+
+
+def _beside(options: Options) -> str:
+    return ", beside the untrained model" if options["null"] else ""
+
+
+def _rollout(options: Options, model: AttentionSource) -> str:
+    readout, layers = options["readout"] or model.default_readout, options["layers"] or "all"
+    return f"rollout of {readout} through {layers} layers; {options['groups']}{_beside(options)}"
+
+
+def _received(options: Options, model: AttentionSource) -> str:
+    by = f", by {options['by']}" if options["by"] else ""
+    return f"attention received by each gene{by}; {options['groups']}{_beside(options)}"
+
+
+def _rank_profile(options: Options, model: AttentionSource) -> str:
+    against = f", and its change to {', '.join(options['against'])}" if options["against"] else ""
+    return f"attention received at each rank{against}; {options['groups']}"
+
+
+def _key_genes(options: Options, model: AttentionSource) -> str:
+    return f"genes that receive most attention over all cells; ranks in {options['groups']}{_beside(options)}"
+
+
+_SCORED = {"table": ("genes", False), "groups": ("groups", True)}
+ANALYSES = {
+    "rollout": Analysis(
+        frozenset({"readout", "groupby", "replicate_key", "layers", "null", "seed"}),
+        _rollout,
+        lambda console, adata: tables.show_top_genes(
+            console, adata.uns["rollout"], "Genes with the largest share of attention"
+        ),
+        _SCORED,
+        "top_genes.png",
+    ),
+    "received": Analysis(
+        frozenset({"groupby", "replicate_key", "by", "null", "seed"}),
+        _received,
+        lambda console, adata: tables.show_top_genes(
+            console, adata.uns["received"], "Genes that receive most attention"
+        ),
+        _SCORED,
+        "top_genes.png",
+    ),
+    "rank_profile": Analysis(
+        frozenset({"against", "groupby", "genes", "gene_symbols", "quantiles", "equal_length", "seed"}),
+        _rank_profile,
+        lambda console, adata: tables.show_rank_profile(console, adata.uns["rank_profile"]),
+        {"table": ("ranks", False), "lengths": ("lengths", False), "genes": ("marked_genes", False)},
+        "rank_profile.png",
+    ),
+    "key_genes": Analysis(
+        frozenset({"groupby", "highlight", "gene_symbols", "null", "seed"}),
+        _key_genes,
+        lambda console, adata: tables.show_key_genes(console, adata.uns["key_genes"]),
+        {
+            "table": ("key_genes", False),
+            "correlations": ("correlations", True),
+            "highlight": ("highlight", True),
+        },
+        "key_genes.png",
+    ),
+    "embed": Analysis(frozenset(), lambda options, model: "one vector per cell"),
+}
