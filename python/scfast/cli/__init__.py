@@ -13,6 +13,7 @@ import click
 COMMANDS = {
     "run": "Analyse cells with a model, and write AnnData, tables and figures.",
     "pretrain": "Train a Geneformer on your cells by masked-gene modelling.",
+    "finetune": "Train a Geneformer to tell classes of cells apart, and test it.",
     "demo": "Real blood cells, from counts to the genes a transformer attends to.",
     "bench": "Time the attention ops here, or tune the kernels of this GPU.",
     "doctor": "What this machine has, and which backend each op takes.",
@@ -48,6 +49,7 @@ def cli() -> None:
     scfast demo                                     see it work on real cells
     scfast run cells.h5ad --model geneformer:FOLDER --groupby cell_type -o results
     scfast pretrain cells.h5ad -o my_model          train a model on your own cells
+    scfast finetune cells.h5ad --model geneformer:my_model --label condition -o tuned
     scfast COMMAND --help                           options and examples of a command
     """  # noqa: D301
 

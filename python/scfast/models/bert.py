@@ -25,7 +25,7 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "gelu_pytorch_tanh": partial(functional.gelu, approximate="tanh"),
 }
 _HEAD = "cls.predictions."
-#: May be in a checkpoint without being used: an index buffer, and heads that play no part in the encoder.
+#: May be in a checkpoint without being used: an index buffer, and parts of heads.
 TOLERATED = (
     "bert.embeddings.position_ids",
     *(f"bert.pooler.dense.{part}" for part in ("weight", "bias")),
@@ -130,6 +130,13 @@ class BertShape:
             **_norm(f"{_HEAD}transform.LayerNorm", self.hidden),
         }
 
+    def classifier_weights(self, n_classes: int) -> dict[str, tuple[int, ...]]:
+        """The same for the head of BertForSequenceClassification."""
+        return {
+            **_linear("bert.pooler.dense", self.hidden, self.hidden),
+            **_linear("classifier", n_classes, self.hidden),
+        }
+
 
 def _linear(name: str, out: int, into: int) -> dict[str, tuple[int, ...]]:
     return {f"{name}.weight": (out, into), f"{name}.bias": (out,)}
@@ -174,12 +181,15 @@ class BertEncoder:
         Every weight under its name in BertForMaskedLM; q and k are views of the fused matrices.
     has_head
         Whether the masked-gene head is among them.
+    n_classes
+        Classes of the sequence classifier among them; 0 when there is none.
     """
 
     def __init__(self, shape: BertShape, tensors: dict[str, torch.Tensor]) -> None:
         self.shape = shape
         self.tensors = dict(tensors)
         self.has_head = f"{_HEAD}bias" in tensors
+        self.n_classes = len(tensors["classifier.weight"]) if "classifier.weight" in tensors else 0
         self.layers = [self._layer(f"bert.encoder.layer.{layer}.") for layer in range(shape.n_layers)]
 
     @classmethod
@@ -202,6 +212,8 @@ class BertEncoder:
             tolerated += [f"{_HEAD}decoder.weight", f"{_HEAD}decoder.bias"]
             if f"{_HEAD}bias" not in tensors and f"{_HEAD}decoder.bias" in tensors:
                 tensors = tensors | {f"{_HEAD}bias": tensors[f"{_HEAD}decoder.bias"]}
+        if {"bert.pooler.dense.weight", "classifier.weight"} <= tensors.keys():
+            expected |= shape.classifier_weights(len(tensors["classifier.weight"]))
         check_tensors(tensors, expected, tolerated, origin)
         return cls(shape, {name: tensors[name].to(dtype).contiguous() for name in expected})
 
@@ -271,6 +283,24 @@ class BertEncoder:
             tokens.positions, self.tensors["bert.embeddings.position_embeddings.weight"]
         )
         return self._norm(states, self._affine("bert.embeddings.LayerNorm"))
+
+    def classify(self, states: torch.Tensor) -> torch.Tensor:
+        """Logits [B, K] of the classes, from the last hidden state [B, d] of each cell's first token.
+
+        As BertForSequenceClassification computes them: a dense layer, tanh, a linear map. Differentiable, so
+        that a class logit can be the target of a gradient.
+
+        Raises
+        ------
+        ValueError
+            When the checkpoint came without a classifier.
+        """
+        if not self.n_classes:
+            raise ValueError(
+                "the checkpoint has no sequence classifier: fine-tune one with scfast.tl.finetune"
+            )
+        pooled = torch.tanh(functional.linear(states, *self._affine("bert.pooler.dense")))
+        return functional.linear(pooled, *self._affine("classifier"))
 
     def forward(self, tokens: Tokens, recorder: Recorder) -> None:
         """Run all layers over packed cells; ``recorder`` computes the attention of each."""

@@ -18,10 +18,11 @@ from scfast.models.bert import BertEncoder, BertShape
 from scfast.models.counts import as_csr, totals_of
 from scfast.models.dictionaries import Dictionaries, Table
 from scfast.models.gene_ids import COLUMNS, GeneMatch, match_genes
+from scfast.models.heads import sequence_classes, to_transformers
 from scfast.packing import Packing
 
 if TYPE_CHECKING:
-    from transformers import BertForMaskedLM
+    from transformers import BertForMaskedLM, BertForSequenceClassification
 
     from scfast.attention import Recorder
 
@@ -49,8 +50,8 @@ def load(
     ----------
     folder
         The checkpoint. Weights as ``model.safetensors`` or ``pytorch_model.bin`` (also sharded). The
-        masked-gene head may be absent; a pooler, a classifier, a next-sentence head and ``position_ids`` are
-        left unused.
+        masked-gene head may be absent, and a sequence classifier (with its pooler) present; other heads and
+        ``position_ids`` are left unused.
     version
         "V1" or "V2", to insist on one. Default: V2 when the token dictionary has <cls> and <eos>, else V1.
     dtype
@@ -278,28 +279,19 @@ class GeneformerSource(AttentionSource):
             hidden=size * shape.hidden,
         )
 
-    def hf(self) -> BertForMaskedLM:
-        """The same model as a ``transformers.BertForMaskedLM``, in eval mode, with weights of its own.
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes that a fine-tuned checkpoint tells apart; empty without a classifier."""
+        return sequence_classes(self.config, self.encoder.n_classes)
 
-        It is on the device of this one.
+    def hf(self) -> BertForMaskedLM | BertForSequenceClassification:
+        """The same model in ``transformers``, in eval mode, with weights of its own, on the same device.
+
+        A ``BertForSequenceClassification`` when the checkpoint is fine-tuned, else a ``BertForMaskedLM``.
 
         Raises
         ------
         ValueError
-            When the checkpoint came without a masked-gene head.
+            When the checkpoint came without either head.
         """
-        from transformers import BertConfig, BertForMaskedLM
-
-        if not self.encoder.has_head:
-            raise ValueError(
-                f"{self.name} has no masked-gene head (cls.predictions.*), so it is no BertForMaskedLM"
-            )
-        settings = {key: value for key, value in self.config.items() if key not in ("torch_dtype", "dtype")}
-        model = BertForMaskedLM(BertConfig(**settings))
-        tied = "cls.predictions.decoder."
-        state = dict(self.encoder.tensors)
-        state[f"{tied}weight"] = state["bert.embeddings.word_embeddings.weight"]
-        state[f"{tied}bias"] = state["cls.predictions.bias"]
-        torch.nn.Module.to(model, self.device, self.dtype).load_state_dict(state)
-        model.eval()
-        return model
+        return to_transformers(self.encoder, self.config, self.name)

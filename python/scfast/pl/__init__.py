@@ -2,9 +2,10 @@
 
 from scfast.pl.attention_norms import attention_norms
 from scfast.pl.compare_de import compare_de
+from scfast.pl.confusion import confusion
 from scfast.pl.key_genes import key_genes
 from scfast.pl.rank_profile import rank_profile
 from scfast.pl.received import received
 from scfast.pl.rollout import rollout
 
-__all__ = ["attention_norms", "compare_de", "key_genes", "rank_profile", "received", "rollout"]
+__all__ = ["attention_norms", "compare_de", "confusion", "key_genes", "rank_profile", "received", "rollout"]

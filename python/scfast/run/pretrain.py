@@ -18,6 +18,7 @@ from scfast.run.training import (
     Epochs,
     Progress,
     adamw,
+    claim,
     fingerprint_cells,
     finish,
     finished_log,
@@ -149,6 +150,7 @@ def pretrain(
         If ``folder`` holds a run on other cells or with other settings, or too few cells have tokens.
     """
     log: dict[str, Any] = identity(settings, data=fingerprint_cells(cells))
+    claim(folder, log)
     if not resume:
         remove_run(folder)
     if (finished := finished_log(folder, log)) is not None:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from scfast.models.checkpoint import WEIGHT_FILES
 from scfast.packing import Packing
 from scfast.run import checkpoint
 from scfast.run.masking import TokenisedCells, random_batches
@@ -204,7 +205,7 @@ def fit(
                 loss_sum, loss_count = 0.0, 0
                 history.append(entry)
                 log["seconds"] = entry["seconds"]
-                done = done or bool(enough is not None and enough(history))
+                done |= enough is not None and enough(history)
                 checkpoint.save(folder / "checkpoints", step, model, optimiser, {"log": log})
                 if progress is not None:
                     progress(entry)
@@ -256,6 +257,27 @@ def fingerprint_weights(model: torch.nn.Module) -> str:
     for name, p in model.named_parameters():
         digest.update(name.encode() + p.detach().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def claim(folder: Path, log: Mapping[str, Any]) -> None:
+    """Refuse a folder that holds a model which is no run of this kind, and would be overwritten.
+
+    Raises
+    ------
+    ValueError
+        When there are weights without a log or checkpoints, or the log of another kind of training.
+    """
+    file = folder / "training_log.json"
+    if file.exists():
+        there = json.loads(file.read_text()).get("settings", {})
+        if set(there) != set(log["settings"]):
+            raise ValueError(
+                f"{folder} holds a training run of another kind, which would be overwritten: give another folder"
+            )
+    elif not (folder / "checkpoints").exists() and any((folder / name).exists() for name in WEIGHT_FILES):
+        raise ValueError(
+            f"{folder} holds a model that was not trained there, and would be overwritten: give another folder"
+        )
 
 
 def finished_log(folder: Path, log: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
 from scfast.tl.attention_norms import attention_norms
 from scfast.tl.compare_de import compare_de
 from scfast.tl.embed import embed
+from scfast.tl.finetune import finetune
 from scfast.tl.key_genes import key_genes
 from scfast.tl.pretrain import pretrain
 from scfast.tl.rank_profile import rank_profile
@@ -13,6 +14,7 @@ __all__ = [
     "attention_norms",
     "compare_de",
     "embed",
+    "finetune",
     "key_genes",
     "pretrain",
     "rank_profile",

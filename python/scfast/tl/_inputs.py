@@ -25,6 +25,12 @@ LARGEST_LOG = 15.0
 CHUNK = 2**20
 
 
+def check_share(name: str, value: float) -> None:
+    """Raise a ValueError unless ``value`` lies between 0 and 1."""
+    if not 0.0 < value < 1.0:
+        raise ValueError(f"{name} must lie between 0 and 1; got {value}")
+
+
 def get_source(model: AttentionSource | str, device: str | torch.device | None = None) -> AttentionSource:
     """The model itself, or the one that ``"geneformer:FOLDER"`` names, on the device that was asked for.
 

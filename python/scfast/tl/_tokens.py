@@ -14,8 +14,10 @@ from scfast.run import Counts
 CELLS_AT_ONCE = 8192
 
 
-def token_blocks(source: AttentionSource, counts: Counts) -> Iterator[tuple[sparse.csr_matrix, Tokens]]:
-    """Counts and tokens of all cells, block by block, in order."""
-    for start in range(0, counts.n_cells, CELLS_AT_ONCE):
-        block, totals = counts.take(np.arange(start, min(start + CELLS_AT_ONCE, counts.n_cells)))
-        yield block, source.tokenize(block, counts.var, totals)
+def token_blocks(
+    source: AttentionSource, counts: Counts, rows: np.ndarray | None = None
+) -> Iterator[tuple[sparse.csr_matrix, Tokens]]:
+    """Counts and tokens of all cells, or of ``rows``, block by block, in order."""
+    rows = np.arange(counts.n_cells) if rows is None else rows
+    for start in range(0, rows.size, CELLS_AT_ONCE):
+        yield counts.tokenize(source, rows[start : start + CELLS_AT_ONCE])

@@ -18,7 +18,7 @@ from scfast.run import Counts
 from scfast.run import pretrain as training
 from scfast.run.masking import TokenisedCells
 from scfast.run.training import steps_of_epochs, write_model
-from scfast.tl._inputs import get_counts
+from scfast.tl._inputs import check_share, get_counts
 from scfast.tl._tokens import token_blocks
 
 if TYPE_CHECKING:
@@ -110,8 +110,8 @@ def pretrain(
     >>> model = scfast.models.load("geneformer", "pbmc_model")  # doctest: +SKIP
     """
     chosen = _preset(preset, steps, epochs, count_noise)
-    _check_share("mask", mask)
-    _check_share("held_out", held_out)
+    check_share("mask", mask)
+    check_share("held_out", held_out)
     for name, value in (("batch_tokens", batch_tokens), ("lr", lr)):
         if value is not None and not value > 0:
             raise ValueError(f"{name} must be positive; got {value}")
@@ -172,11 +172,6 @@ def _preset(preset: str, steps: int | None, epochs: int | None, count_noise: flo
             raise ValueError(f"count_noise must lie in [0, 1]; got {count_noise}")
         chosen = replace(chosen, count_noise=count_noise)
     return chosen if steps is None and epochs is None else replace(chosen, steps=steps, epochs=epochs)
-
-
-def _check_share(name: str, value: float) -> None:
-    if not 0.0 < value < 1.0:
-        raise ValueError(f"{name} must lie between 0 and 1; got {value}")
 
 
 def _gene_names(adata: AnnData, gene_ids: str | None) -> pd.Index:

@@ -1,0 +1,108 @@
+"""Confusion matrices side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scfast.pl._figure import INK, figure_of, finish, make_panels, title
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+#: Inches of one class, and around a matrix.
+CELL, MARGIN = 0.72, 1.5
+#: Shares above it are written in white.
+DARK = 0.55
+
+
+def confusion(
+    logs: Mapping[str, Any],
+    *,
+    part: str = "test",
+    ax: Axes | None = None,
+    show: bool | None = None,
+    save: str | Path | None = None,
+) -> Axes | list[Axes]:
+    """Which class was taken for which: shares of each true class, all models on one scale.
+
+    Parameters
+    ----------
+    logs
+        The log of one :func:`scfast.tl.finetune`, or name -> log, for panels side by side.
+    part
+        ``"test"`` or ``"validation"``.
+    ax
+        Draw into these axes; for one log.
+    show
+        Show the figure. Default: where ``ax`` and ``save`` are not given and the backend is interactive.
+    save
+        File to write, such as ``"confusion.png"``.
+
+    Returns
+    -------
+    matplotlib.axes.Axes or list of them
+        One for one log, else a list in the order of the logs.
+
+    Raises
+    ------
+    KeyError
+        When a log has no scores of that part.
+    ValueError
+        When the models tell different classes apart, there is none, or several should go into one ``ax``.
+
+    Examples
+    --------
+    >>> import scfast
+    >>> logs = {"frozen": frozen, "all trained": tuned}  # doctest: +SKIP
+    >>> scfast.pl.confusion(logs, save="confusion.png")  # doctest: +SKIP
+    """
+    named: Mapping[str, Any] = {"": logs} if "settings" in logs else logs
+    if not named:
+        raise ValueError("there is no log to draw: give that of scfast.tl.finetune, or name -> log")
+    if ax is not None and len(named) > 1:
+        raise ValueError(f"one ax takes one log, and there are {len(named)}")
+    missing = [name for name, log in named.items() if part not in log]
+    if missing:
+        raise KeyError(f"no scores of part={part!r} in the logs {missing}; there are validation and test")
+    classes = [list(log["settings"]["classes"]) for log in named.values()]
+    if any(other != classes[0] for other in classes[1:]):
+        raise ValueError(
+            f"the models tell different classes apart: {classes}; draw them in figures of their own"
+        )
+    side = CELL * len(classes[0]) + MARGIN
+    axes = [ax] if ax is not None else make_panels(len(named), side, side)
+    for panel, (name, log) in zip(axes, named.items(), strict=True):
+        image = _panel(panel, name, log[part], classes[0], first=panel is axes[0])
+    if ax is None:
+        bar = figure_of(axes[0]).colorbar(image, ax=axes, shrink=0.7, aspect=18, pad=0.02)
+        bar.set_label("share of the true class", fontsize=8.5)
+        bar.ax.tick_params(labelsize=8, length=0)
+        bar.outline.set_visible(False)  # type: ignore[operator]
+    finish(axes[0], ax is None, show, save)
+    return axes[0] if len(axes) == 1 else axes
+
+
+def _panel(panel: Axes, name: str, scores: Mapping[str, Any], classes: list[str], *, first: bool) -> Any:
+    counts = np.asarray(scores["confusion"])  # [true, predicted]
+    cells = counts.sum(1, keepdims=True)
+    shares = np.divide(counts, cells, out=np.full(counts.shape, np.nan), where=cells > 0)
+    image = panel.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for i, j in np.ndindex(*counts.shape):
+        share = shares[i, j]
+        text = f"{counts[i, j]:,}" + ("" if np.isnan(share) else f"\n{100 * share:.0f} %")
+        panel.text(j, i, text, ha="center", va="center", fontsize=8, color="white" if share > DARK else INK)
+    panel.set_xticks(range(len(classes)), classes, fontsize=8.5, rotation=45 if len(classes) > 4 else 0)
+    panel.set_yticks(range(len(classes)), classes if first else [], fontsize=8.5)
+    panel.tick_params(length=0)
+    panel.set_xlabel("predicted", fontsize=8.5)
+    if first:
+        panel.set_ylabel("true class", fontsize=8.5)
+    for spine in panel.spines.values():
+        spine.set_visible(False)
+    facts = f"accuracy {scores['accuracy']:.3f}  ·  macro-F1 {scores['macro_f1']:.3f}"
+    title(panel, name, facts)
+    return image
