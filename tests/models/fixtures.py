@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from scfast.models.bert import BertEncoder, BertShape
+from scfast.models.bert import BertEncoder
+from scfast.models.bert_shape import BertShape
 
 #: Gene ids of the made-up vocabulary: real Ensembl form, so that ids and symbols are told apart.
 GENES = tuple(f"ENSG{number:011d}" for number in range(1, 41))

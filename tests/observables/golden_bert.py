@@ -12,7 +12,8 @@ import transformers
 import scfast
 from scfast.attention import Recorder
 from scfast.models.base import Tokens
-from scfast.models.bert import BertEncoder, BertShape
+from scfast.models.bert import BertEncoder
+from scfast.models.bert_shape import BertShape
 from scfast.observables import Observable
 
 #: float32 models against the float64 outputs; the f32 outputs of the authors' own code differ by up to 1e-6.

@@ -114,6 +114,52 @@ def test_gradients_are_those_of_an_eager_model(family: str, trained: bool) -> No
         assert_close(rec["heads"][cell].double(), heads, **CLOSE)
 
 
+class Captured(Observable):
+    """Keeps the layers with their gradients, and computes nothing."""
+
+    name = "captured"
+
+    def __init__(self, target) -> None:  # type: ignore[no-untyped-def]
+        self.target = target
+
+    def begin(self, batch: object) -> None:
+        self.layers: dict[int, LayerAttention] = {}
+
+    def needs_output(self, n_layers: int | None) -> bool:
+        return True
+
+    def keeps(self, layer: int) -> bool:
+        return True
+
+    def on_sweep(self, attention: LayerAttention) -> None:
+        self.layers[attention.layer] = attention
+
+    def finish(self) -> torch.Tensor:
+        return torch.zeros(self.layers[0].packing.total_q)
+
+
+@pytest.mark.parametrize("family", TARGETS)
+def test_gradients_at_the_outputs_give_those_of_the_maps(family: str, backend: str) -> None:
+    """dP = dO V^T, with dO through attention_backward of the layers above."""
+    model, target = pretrained(family), TARGETS[family]
+    inputs = {"input_ids": tokens(), "attention_mask": MASK.long()}
+    with scfast.record(model, Captured(target), backend=backend) as rec:
+        model(**inputs)
+    layers = rec.observables[0].layers  # type: ignore[attr-defined]
+    _, gradients = maps_and_gradients(model, target, **inputs)
+    for number, layer in layers.items():
+        v = layer.v.repeat_interleave(layer.q.shape[1] // layer.v.shape[1], dim=1)
+        split = layer.packing.split_q
+        for cell, (d_out, values) in enumerate(zip(split(layer.d_out), split(v), strict=True)):
+            n = LENGTHS[cell]
+            if family == "llama" and n < 3:
+                continue
+            expected = gradients[number, cell, :, :n, :n]
+            visible = expected != 0 if family == "llama" else torch.ones_like(expected, dtype=torch.bool)
+            dp = torch.einsum("ihd,jhd->hij", d_out.double(), values.double())
+            assert_close(dp[visible], expected[visible], **CLOSE)
+
+
 def test_models_of_multihead_attention() -> None:
     model, x = encoder(), torch.randn(4, 12, 32, generator=torch.Generator().manual_seed(1))
     target = lambda states: states[:, 0, 5]  # noqa: E731

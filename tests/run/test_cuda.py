@@ -12,7 +12,8 @@ import torch
 from scipy import sparse
 
 from scfast.analyses import CellScores, Embedding, GroupExpression, GroupScores, Strata
-from scfast.models.bert import BertEncoder, BertShape
+from scfast.models.bert import BertEncoder
+from scfast.models.bert_shape import BertShape
 from scfast.observables import HiddenStates, Received, Rollout
 from scfast.run import Counts, make_plan, resolve_device, run
 from scfast.run.memory import free_device_memory

@@ -14,7 +14,8 @@ import scfast
 from scfast import Packing
 from scfast.attention.recorder import Recorder
 from scfast.models.base import Tokens
-from scfast.models.bert import BertEncoder, BertShape
+from scfast.models.bert import BertEncoder
+from scfast.models.bert_shape import BertShape
 from scfast.observables import Entropy, HiddenStates, Received, Rollout
 from scfast.run import default_device, granted_memory, make_plan, resolve_device
 from scfast.run.memory import free_device_memory

@@ -130,6 +130,21 @@ def test_one_run_or_several_batches(source, tmp_path):
     assert_same(anndata.read_h5ad(file).uns["attention_norms"], whole.uns["attention_norms"])
 
 
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_real_cells(cells, folders, version):
+    adata = cells.copy()
+    scfast.tl.attention_norms(adata, f"geneformer:{folders[version]}", groupby="celltype", backend=BACKEND)
+    uns = adata.uns["attention_norms"]
+    assert uns["params"]["readout"] == {"v1": "mean", "v2": "cls"}[version]
+    np.testing.assert_allclose(uns["groups"].filter(like="mass_").sum(1), 1, rtol=1e-5)
+    assert (uns["table"].groupby("group", observed=True).size() > 90).all()
+    ratios = uns["layers"].filter(regex="mixing_[a-z-]+$")
+    assert ratios.shape[1] == 3
+    assert ((ratios > 0) & (ratios < 1)).all(axis=None)
+    n = 96
+    assert uns["heads"]["prob"].between(1 - 1e-5, n**0.5).all()
+
+
 def test_what_is_not_wanted_is_not_there(source):
     adata = adata_of_genes()
     result = scfast.tl.attention_norms(

@@ -7,7 +7,7 @@ import enum
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, NotRequired, Self, TypedDict
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from scipy import sparse
 
     from scfast.attention.recorder import Recorder
+    from scfast.observables.target import Target, TargetLike
 
 
 class TokenKind(enum.IntEnum):
@@ -236,6 +237,8 @@ class TokenBytes(TypedDict):
     qk_per_layer: int
     #: One hidden state, for observables that keep states.
     hidden: int
+    #: What a layer leaves for the backward pass of a differentiated forward, beside q and k.
+    graph_per_layer: NotRequired[int]
 
 
 class AttentionSource(abc.ABC):
@@ -285,6 +288,23 @@ class AttentionSource(abc.ABC):
 
         Tokens on another device are copied to that of the model; what is recorded stays there.
         """
+
+    def check_target(self, target: TargetLike, gene_names: Sequence[str] | None = None) -> Target:
+        """The target of a gradient, with all that :meth:`forward` needs to know of it.
+
+        Parameters
+        ----------
+        target
+            Given to the observables.
+        gene_names
+            Names of the counts' columns.
+
+        Raises
+        ------
+        ValueError
+            A head, a class or a gene that the model does not have.
+        """
+        raise ValueError(f"target={str(target)!r}: {self.name} cannot be differentiated")
 
     @abc.abstractmethod
     def to(self, device: torch.device | str) -> Self:

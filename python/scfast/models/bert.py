@@ -1,30 +1,23 @@
-"""The encoder of a BERT (post-LN, learned positions) over packed cells; its weights and their names."""
+"""The encoder of a BERT (post-LN, learned positions) over packed cells, its weights, and the logits of its heads."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import torch
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from scfast.attention import LayerAttention, LayerNorm, LayerParts, ScoreOptions
+from scfast.models.bert_shape import ACTIVATIONS, HEAD, BertShape
 from scfast.models.checkpoint import check_tensors
 
 if TYPE_CHECKING:
     from scfast.attention import Recorder
     from scfast.models.base import Tokens
 
-#: ``hidden_act`` of config.json -> the function; relu works in place.
-ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "relu": torch.relu_,
-    "gelu": functional.gelu,
-    "gelu_new": partial(functional.gelu, approximate="tanh"),
-    "gelu_pytorch_tanh": partial(functional.gelu, approximate="tanh"),
-}
-_HEAD = "cls.predictions."
 #: May be in a checkpoint without being used: an index buffer, and parts of heads.
 TOLERATED = (
     "bert.embeddings.position_ids",
@@ -33,117 +26,12 @@ TOLERATED = (
     *(f"classifier.{part}" for part in ("weight", "bias")),
 )
 
-
-@dataclass(frozen=True)
-class BertShape:
-    """What ``config.json`` says about the encoder."""
-
-    n_layers: int
-    n_heads: int
-    hidden: int
-    intermediate: int
-    vocabulary: int
-    positions: int
-    token_types: int
-    eps: float
-    activation: str
-    initializer_range: float
-    pad: int
-
-    @property
-    def head_dim(self) -> int:
-        """Width of one head."""
-        return self.hidden // self.n_heads
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any], origin: str) -> BertShape:
-        """Read a BertConfig, and refuse what the packed forward does not compute.
-
-        Raises
-        ------
-        ValueError
-            When a needed key is missing, or the model is of another kind.
-        """
-        needed = (
-            "num_hidden_layers num_attention_heads hidden_size intermediate_size vocab_size "
-            "max_position_embeddings hidden_act"
-        )
-        missing = [key for key in needed.split() if key not in config]
-        if missing:
-            raise ValueError(f"{origin} lacks {', '.join(missing)}: it is not the config.json of a BERT")
-        refused = {
-            "model_type": (config.get("model_type", "bert"), ("bert",)),
-            "hidden_act": (config["hidden_act"], tuple(ACTIVATIONS)),
-            "position_embedding_type": (
-                config.get("position_embedding_type", "absolute"),
-                ("absolute", None),
-            ),
-            "is_decoder": (config.get("is_decoder", False), (False,)),
-            "add_cross_attention": (config.get("add_cross_attention", False), (False,)),
-        }
-        for key, (got, allowed) in refused.items():
-            if got not in allowed:
-                names = ", ".join(repr(value) for value in allowed if value is not None)
-                raise ValueError(f"{origin} has {key}={got!r}; {names} can be run")
-        hidden, heads = config["hidden_size"], config["num_attention_heads"]
-        if hidden % heads:
-            raise ValueError(f"{origin}: hidden_size {hidden} is not divisible by {heads} attention heads")
-        return cls(
-            n_layers=config["num_hidden_layers"],
-            n_heads=heads,
-            hidden=hidden,
-            intermediate=config["intermediate_size"],
-            vocabulary=config["vocab_size"],
-            positions=config["max_position_embeddings"],
-            token_types=config.get("type_vocab_size", 2),
-            eps=config.get("layer_norm_eps", 1e-12),
-            activation=config["hidden_act"],
-            initializer_range=config.get("initializer_range", 0.02),
-            pad=config.get("pad_token_id", 0) or 0,
-        )
-
-    def encoder_weights(self) -> dict[str, tuple[int, ...]]:
-        """Name (as BertForMaskedLM saves it) -> shape of every weight of embeddings and encoder."""
-        d, f = self.hidden, self.intermediate
-        shapes: dict[str, tuple[int, ...]] = {
-            "bert.embeddings.word_embeddings.weight": (self.vocabulary, d),
-            "bert.embeddings.position_embeddings.weight": (self.positions, d),
-            "bert.embeddings.token_type_embeddings.weight": (self.token_types, d),
-        }
-        shapes |= _norm("bert.embeddings.LayerNorm", d)
-        for layer in range(self.n_layers):
-            prefix = f"bert.encoder.layer.{layer}."
-            for part in ("query", "key", "value"):
-                shapes |= _linear(f"{prefix}attention.self.{part}", d, d)
-            shapes |= _linear(f"{prefix}attention.output.dense", d, d)
-            shapes |= _norm(f"{prefix}attention.output.LayerNorm", d)
-            shapes |= _linear(f"{prefix}intermediate.dense", f, d)
-            shapes |= _linear(f"{prefix}output.dense", d, f)
-            shapes |= _norm(f"{prefix}output.LayerNorm", d)
-        return shapes
-
-    def head_weights(self) -> dict[str, tuple[int, ...]]:
-        """The same for the masked-gene head; its decoder shares the token table."""
-        return {
-            f"{_HEAD}bias": (self.vocabulary,),
-            **_linear(f"{_HEAD}transform.dense", self.hidden, self.hidden),
-            **_norm(f"{_HEAD}transform.LayerNorm", self.hidden),
-        }
-
-    def classifier_weights(self, n_classes: int) -> dict[str, tuple[int, ...]]:
-        """The same for the head of BertForSequenceClassification."""
-        return {
-            **_linear("bert.pooler.dense", self.hidden, self.hidden),
-            **_linear("classifier", n_classes, self.hidden),
-        }
+#: Takes the name of a norm and its input [T, d].
+Report: TypeAlias = Callable[[str, torch.Tensor], None]
 
 
-def _linear(name: str, out: int, into: int) -> dict[str, tuple[int, ...]]:
-    return {f"{name}.weight": (out, into), f"{name}.bias": (out,)}
-
-
-def _norm(name: str, size: int) -> dict[str, tuple[int, ...]]:
-    return {f"{name}.weight": (size,), f"{name}.bias": (size,)}
+def _nobody(norm: str, x: torch.Tensor) -> None:
+    """The report where nobody wants one."""
 
 
 class Affine(NamedTuple):
@@ -188,7 +76,7 @@ class BertEncoder:
     def __init__(self, shape: BertShape, tensors: dict[str, torch.Tensor]) -> None:
         self.shape = shape
         self.tensors = dict(tensors)
-        self.has_head = f"{_HEAD}bias" in tensors
+        self.has_head = f"{HEAD}bias" in tensors
         self.n_classes = len(tensors["classifier.weight"]) if "classifier.weight" in tensors else 0
         self.layers = [self._layer(f"bert.encoder.layer.{layer}.") for layer in range(shape.n_layers)]
 
@@ -206,12 +94,12 @@ class BertEncoder:
             }
         expected = shape.encoder_weights()
         tolerated = list(TOLERATED)
-        if any(name.startswith(_HEAD) for name in tensors):
+        if any(name.startswith(HEAD) for name in tensors):
             expected |= shape.head_weights()
             # Tied to the token table and to the head's bias; a .bin file stores them twice.
-            tolerated += [f"{_HEAD}decoder.weight", f"{_HEAD}decoder.bias"]
-            if f"{_HEAD}bias" not in tensors and f"{_HEAD}decoder.bias" in tensors:
-                tensors = tensors | {f"{_HEAD}bias": tensors[f"{_HEAD}decoder.bias"]}
+            tolerated += [f"{HEAD}decoder.weight", f"{HEAD}decoder.bias"]
+            if f"{HEAD}bias" not in tensors and f"{HEAD}decoder.bias" in tensors:
+                tensors = tensors | {f"{HEAD}bias": tensors[f"{HEAD}decoder.bias"]}
         if {"bert.pooler.dense.weight", "classifier.weight"} <= tensors.keys():
             expected |= shape.classifier_weights(len(tensors["classifier.weight"]))
         check_tensors(tensors, expected, tolerated, origin)
@@ -302,11 +190,25 @@ class BertEncoder:
         pooled = torch.tanh(functional.linear(states, *self._affine("bert.pooler.dense")))
         return functional.linear(pooled, *self._affine("classifier"))
 
-    def forward(self, tokens: Tokens, recorder: Recorder) -> None:
-        """Run all layers over packed cells; ``recorder`` computes the attention of each."""
-        shape, n = self.shape, tokens.n_tokens
+    def gene_logits(self, states: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """Logits [m] that the masked-gene head gives the tokens ``ids`` [m] at last states [m, d].
+
+        The same numbers as BertForMaskedLM's, without those of the other tokens. Differentiable.
+        """
+        changed = functional.linear(states, *self._affine(f"{HEAD}transform.dense"))
+        changed = self._norm(
+            ACTIVATIONS[self.shape.activation](changed), self._affine(f"{HEAD}transform.LayerNorm")
+        )
+        table = self.tensors["bert.embeddings.word_embeddings.weight"]
+        return (changed * table[ids]).sum(-1) + self.tensors[f"{HEAD}bias"][ids]
+
+    def forward(self, tokens: Tokens, recorder: Recorder) -> torch.Tensor | None:
+        """Run all layers over packed cells; ``recorder`` computes the attention of each.
+
+        Returns the last states [T, d], or None where it stopped because nobody wants them.
+        """
+        shape = self.shape
         options = ScoreOptions(scale=shape.head_dim**-0.5)
-        activation = ACTIVATIONS[shape.activation]
         states = self.embed(tokens)
         for number, layer in enumerate(self.layers):
             if recorder.wants_hidden(number):
@@ -315,26 +217,45 @@ class BertEncoder:
             stop = last and not recorder.needs_output and not recorder.wants_hidden(shape.n_layers)
             out = recorder.attend(self._attention(number, layer, states, tokens, options, with_v=not stop))
             if stop:
-                return
+                return None
             if out is None:
                 raise RuntimeError(
                     f"the recorder returned no attention output for layer {number}, though v was given"
                 )
-            attended = functional.linear(out.reshape(n, shape.hidden), *layer.output)
+            if out.requires_grad and not recorder.needs_parts:
+                # the backward pass computes this anew from the attention: half the memory for a third more time
+                states = checkpoint(
+                    self._rest, layer, out, states, use_reentrant=False, preserve_rng_state=False
+                )
+                del out
+                continue
+            report = partial(recorder.norm_input, number) if recorder.needs_parts else _nobody
+            states = self._attended(layer, out, states, report)
             del out
-            attended += states
-            if recorder.needs_parts:
-                recorder.norm_input(number, "attention", attended)
-            states = self._norm(attended, layer.attention_norm)
-            del attended
-            fed = functional.linear(activation(functional.linear(states, *layer.up)), *layer.down)
-            fed += states
-            if recorder.needs_parts:
-                recorder.norm_input(number, "output", fed)
-            states = self._norm(fed, layer.output_norm)
-            del fed
+            states = self._fed(layer, states, report)
         if recorder.wants_hidden(shape.n_layers):
             recorder.hidden(shape.n_layers, states)
+        return states
+
+    def _attended(
+        self, layer: Layer, out: torch.Tensor, states: torch.Tensor, report: Report
+    ) -> torch.Tensor:
+        """States [T, d] after the attention, whose heads gave ``out`` [T, H, D], and its norm."""
+        attended = functional.linear(out.flatten(1), *layer.output)
+        attended += states
+        report("attention", attended)
+        return self._norm(attended, layer.attention_norm)
+
+    def _fed(self, layer: Layer, states: torch.Tensor, report: Report) -> torch.Tensor:
+        """States [T, d] after the feed-forward part and its norm."""
+        activation = ACTIVATIONS[self.shape.activation]
+        fed = functional.linear(activation(functional.linear(states, *layer.up)), *layer.down)
+        fed += states
+        report("output", fed)
+        return self._norm(fed, layer.output_norm)
+
+    def _rest(self, layer: Layer, out: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+        return self._fed(layer, self._attended(layer, out, states, _nobody), _nobody)
 
     def _attention(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,11 +15,14 @@ from scipy import sparse
 from scfast import ops
 from scfast.models import checkpoint, dictionaries
 from scfast.models.base import AttentionSource, TokenBytes, TokenKind, Tokens
-from scfast.models.bert import BertEncoder, BertShape
+from scfast.models.bert import BertEncoder
+from scfast.models.bert_shape import BertShape
 from scfast.models.counts import as_csr, totals_of
 from scfast.models.dictionaries import Dictionaries, Table
 from scfast.models.gene_ids import COLUMNS, GeneMatch, match_genes
 from scfast.models.heads import sequence_classes, to_transformers
+from scfast.models.targets import check_target, target_values
+from scfast.observables.target import Target, TargetLike
 from scfast.packing import Packing
 
 if TYPE_CHECKING:
@@ -231,9 +235,10 @@ class GeneformerSource(AttentionSource):
         }
 
     def forward(self, tokens: Tokens, recorder: Recorder) -> None:
-        """Run the encoder, without gradients, over all cells at once; the recorder computes the attention.
+        """Run the encoder over all cells at once; the recorder computes the attention.
 
-        Tokens on another device are copied to that of the model; what is recorded stays there.
+        Tokens on another device are copied to that of the model; what is recorded stays there. Gradients flow only
+        where the recorder has a target, and never to the weights.
 
         Raises
         ------
@@ -246,16 +251,31 @@ class GeneformerSource(AttentionSource):
                 f"a cell has {longest} tokens; {self.name} takes {self.max_tokens}: tokenise with it"
             )
         tokens = tokens.to(self.device)
-        with torch.no_grad():
-            recorder.begin(
-                self.n_layers,
-                tokens.packing,
-                kind=tokens.kind,
-                gene_index=tokens.gene_index,
-                cls_position=self.cls_position,
-            )
-            self.encoder.forward(tokens, recorder)
-            recorder.finish()
+        target = None if recorder.target is None else self.check_target(recorder.target, recorder.gene_names)
+        for _ in range(recorder.passes(self.n_layers)):
+            with torch.set_grad_enabled(target is not None):
+                recorder.begin(
+                    self.n_layers,
+                    tokens.packing,
+                    kind=tokens.kind,
+                    gene_index=tokens.gene_index,
+                    cls_position=self.cls_position,
+                )
+                states = self.encoder.forward(tokens, recorder)
+                if target is not None:
+                    assert states is not None
+                    recorder.differentiate(target_values(target, self.encoder, self.classes, tokens, states))
+                recorder.finish()
+
+    def check_target(self, target: TargetLike, gene_names: Sequence[str] | None = None) -> Target:
+        """The target with all that :meth:`forward` needs to know of it.
+
+        Raises
+        ------
+        ValueError
+            A head, a class or a gene that does not exist.
+        """
+        return check_target(target, self.encoder, self.classes, gene_names, self.name)
 
     def to(self, device: torch.device | str) -> GeneformerSource:
         """The same model with its weights on ``device``, itself where they are there already; else a copy."""
@@ -277,6 +297,8 @@ class GeneformerSource(AttentionSource):
             activations=size * max(6 * shape.hidden, 2 * shape.hidden + up) + 8 * shape.n_heads,
             qk_per_layer=size * 2 * shape.hidden,
             hidden=size * shape.hidden,
+            graph_per_layer=size * 4 * shape.hidden
+            + 8 * shape.n_heads,  # values, output, its gradient, state
         )
 
     @property

@@ -70,6 +70,9 @@ class Relevance(GradientObservable):
         ``"chefer-mm"``: R <- R + C R in every layer (Chefer et al. 2021, ICCV), read backwards as r <- r + r^T C;
         scores do not sum to 1. ``"row-normalised"``: C + I with rows divided by 1 + the row sums of C; scores sum to 1.
         That is the rollout of Chefer et al. 2021 (CVPR) with P in place of their relevance of P.
+    identity
+        False: take out the identity that R starts from, R - I, else the readout's tokens keep their own weight;
+        for ``"chefer-mm"``.
     name
         Key of the result.
 
@@ -103,6 +106,7 @@ class Relevance(GradientObservable):
         readout: str | torch.Tensor = "cls",
         *,
         convention: str = "chefer-mm",
+        identity: bool = True,
         name: str = "relevance",
     ) -> None:
         check_readout(readout)
@@ -110,13 +114,15 @@ class Relevance(GradientObservable):
             raise ValueError(
                 f"convention={convention!r} is unknown; use {' or '.join(map(repr, CONVENTIONS))}"
             )
+        if not identity and convention != "chefer-mm":
+            raise ValueError(f"identity=False belongs to convention='chefer-mm', got {convention!r}")
         self.target = parse_target(target)
-        self.readout, self.convention, self.name = readout, convention, name
+        self.readout, self.convention, self.identity, self.name = readout, convention, identity, name
 
     def begin(self, batch: BatchInfo) -> None:
         """Lay down the readout's weights."""
         super().begin(batch)
-        self._rows = readout_weights(self.readout, batch)
+        self._weights = self._rows = readout_weights(self.readout, batch)
         self._expected, self._scale = sums_per_cell(
             torch.stack([self._rows, self._rows.abs()]), batch.packing
         ).cpu()
@@ -135,7 +141,8 @@ class Relevance(GradientObservable):
 
     def finish(self) -> torch.Tensor:
         """[T] or [R, T], float32."""
-        return self._rows[0] if len(self._rows) == 1 else self._rows
+        rows = self._rows if self.identity else self._rows - self._weights
+        return rows[0] if len(rows) == 1 else rows
 
     def check(self, packed: torch.Tensor) -> None:
         """Refuse row-normalised scores that do not sum to the weight of their readout in every cell."""
@@ -155,6 +162,8 @@ class GradientAttention(GradientObservable):
         The weights w: None for 1 at every query; or as in :class:`~scfast.observables.Rollout`.
     per_head
         (dP^h * P^h)^+ of each head instead of their mean.
+    total
+        Put the sum over layers below them, as if it were one more.
     name
         Key of the result.
 
@@ -180,12 +189,13 @@ class GradientAttention(GradientObservable):
         readout: str | torch.Tensor | None = None,
         *,
         per_head: bool = False,
+        total: bool = False,
         name: str = "gradient_attention",
     ) -> None:
         if readout is not None:
             check_readout(readout)
         self.target = parse_target(target)
-        self.readout, self.per_head, self.name = readout, per_head, name
+        self.readout, self.per_head, self.total, self.name = readout, per_head, total, name
 
     def begin(self, batch: BatchInfo) -> None:
         """Lay down the weights."""
@@ -205,5 +215,7 @@ class GradientAttention(GradientObservable):
         """[N, T], with H and R where there are several; float32."""
         sums = torch.stack(self._layers[::-1])  # swept from the top
         self._layers = []
+        if self.total:
+            sums = torch.cat([sums, sums.sum(0, keepdim=True, dtype=torch.float64).float()])
         sums = sums if self.per_head else sums.squeeze(1)
         return sums.squeeze(-2) if len(self._weights) == 1 else sums

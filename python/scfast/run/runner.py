@@ -105,6 +105,7 @@ def run(
     per_token: int | None = None,
     progress: bool | None = None,
     label: str | None = None,
+    gradients: bool = False,
 ) -> Results:
     """Run the model over the cells of a plan, on the device that the model is on.
 
@@ -134,6 +135,8 @@ def run(
         Show a bar. Default: on a terminal.
     label
         What the bar is called.
+    gradients
+        Whether observables have a target, which is then differentiated.
 
     Returns
     -------
@@ -151,7 +154,7 @@ def run(
     }
     disable = None if progress is None else not progress  # None: tqdm looks whether this is a terminal
     with (
-        torch.inference_mode(),
+        torch.no_grad() if gradients else torch.inference_mode(),  # of inference tensors there is no gradient
         tqdm(total=plan.n_cells, unit="cell", desc=label or source.name, disable=disable) as bar,
     ):
         loop = Loop(

@@ -8,6 +8,7 @@ from scfast.tl.key_genes import key_genes
 from scfast.tl.pretrain import pretrain
 from scfast.tl.rank_profile import rank_profile
 from scfast.tl.received import received
+from scfast.tl.relevance import relevance
 from scfast.tl.rollout import rollout
 
 __all__ = [
@@ -19,5 +20,6 @@ __all__ = [
     "pretrain",
     "rank_profile",
     "received",
+    "relevance",
     "rollout",
 ]

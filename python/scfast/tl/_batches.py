@@ -71,11 +71,14 @@ class Batches:
         analyses: Mapping[str, Accumulator | RowWriter],
         observe: Callable[[Tokens], Sequence[Observable]],
         label: str,
+        *,
+        gradients: bool = False,
     ) -> Results:
         """See :func:`scfast.run.run`."""
         return run(
             self.source, self.counts, analyses, self.plan, observe, tokens=self.tokens,
             backend=self.how.backend, per_token=self.per_token, progress=self.how.progress, label=label,
+            gradients=gradients,
         )  # fmt: skip
 
     def again(self, source: AttentionSource, plan: Plan) -> Batches:

@@ -64,6 +64,8 @@ class GeneScoring:
         Layers whose q and k the observables keep.
     observed
         Bytes that they take per token beyond that.
+    gradients
+        Whether the observables have a target, which is then differentiated.
     tables
         What else goes into ``uns``, by name.
     """
@@ -78,6 +80,7 @@ class GeneScoring:
     parts: Parts | None = None
     layers_kept: int = 0
     observed: int = 0
+    gradients: bool = False
     tables: Mapping[str, Tabled] = field(default_factory=dict)
 
 
@@ -133,11 +136,13 @@ def score_genes(
         layers_kept=scoring.layers_kept, observed=scoring.observed,
         readouts=1 if scoring.parts is None else scoring.parts.n_rows,
     )  # fmt: skip
-    results = batches.run(analyses, scoring.observe, scoring.name)
+    results = batches.run(analyses, scoring.observe, scoring.name, gradients=scoring.gradients)
     nulls = None
     if null is not None:
         fresh = batches.again(scoring.source.untrained(how.seed), results.plan)
-        nulls = fresh.run({"scores": scores()}, scoring.observe, "untrained")["scores"]
+        nulls = fresh.run({"scores": scores()}, scoring.observe, "untrained", gradients=scoring.gradients)[
+            "scores"
+        ]
 
     table = gene_table(adata.var_names, groups.names, results["scores"], results["baseline"], nulls)
     uns: dict[str, Any] = {
