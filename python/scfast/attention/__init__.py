@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from scfast.attention import huggingface, multihead
+from scfast.attention.blocks import LayerBlocks, query_blocks
 from scfast.attention.layer import LayerAttention, LayerNorm, LayerParts, ScoreOptions
 from scfast.attention.recorder import Recorder
 from scfast.attention.registration import register_with_transformers
@@ -21,7 +22,16 @@ from scfast.observables.base import Observable
 if TYPE_CHECKING:
     from scfast.models.base import AttentionSource
 
-__all__ = ["LayerAttention", "LayerNorm", "LayerParts", "Recorder", "ScoreOptions", "record"]
+__all__ = [
+    "LayerAttention",
+    "LayerBlocks",
+    "LayerNorm",
+    "LayerParts",
+    "Recorder",
+    "ScoreOptions",
+    "query_blocks",
+    "record",
+]
 
 register_with_transformers()
 

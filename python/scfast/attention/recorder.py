@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from scfast import ops
+from scfast.attention.blocks import BlockStatistics, LayerBlocks, column_sums
 from scfast.attention.gradients import Gradients
 from scfast.attention.layer import LayerAttention
 from scfast.observables.base import NORMS, BatchInfo, Observable
@@ -97,7 +98,7 @@ class Recorder:
         self.batch: dict[str, torch.Tensor] = {}
         self._cells: dict[str, list[torch.Tensor]] = {name: [] for name in names}
         self._info: BatchInfo | None = None
-        self._kept: dict[int, LayerAttention] = {}
+        self._kept: dict[int, LayerAttention | LayerBlocks] = {}
         self._next_layer = self._pass = 0
         self._gradients = Gradients(self.observables)
 
@@ -209,14 +210,7 @@ class Recorder:
             The attention output [Tq, H, Dv]; None where ``attention.v`` is None. Then the visit runs only
             if someone wants statistics.
         """
-        info = self._batch()
-        if attention.layer != self._next_layer or attention.layer >= info.n_layers:
-            raise RuntimeError(
-                f"layer {attention.layer} of {info.n_layers} was reported where layer {self._next_layer} was "
-                "due: adapters report every layer once, in order, after begin()"
-            )
-        self._next_layer += 1
-        sinks = frozenset[str]().union(*(observable.sinks for observable in self.observables))
+        sinks = self._next(attention.layer)
         output = self._visit(attention, sinks)
         seen = _detached(attention, output)
         out = None if output is None or attention.v is None else output.out
@@ -230,6 +224,47 @@ class Recorder:
             self._kept[attention.layer] = replace(seen, v=v, hidden_in=None, parts=None, out=None)
         return out
 
+    def attend_blocks(self, layer: LayerBlocks) -> Iterator[tuple[slice, torch.Tensor | None]]:
+        """Visit one layer, its queries in blocks; to be gone through to the end.
+
+        Yields
+        ------
+        slice, torch.Tensor | None
+            Tokens of the batch, and their attention output [rows, H, Dv]; None where ``layer.v`` is None.
+
+        Raises
+        ------
+        ValueError
+            When an observable needs whole layers.
+        """
+        if whole := [type(o).__name__ for o in self.observables if not o.takes_blocks]:
+            raise ValueError(
+                f"{whole[0]} needs whole layers, not blocks of queries: grant the run more memory"
+            )
+        sinks = self._next(layer.layer)
+        statistics = BlockStatistics()
+        for rows, attention in layer.parts():
+            output = self._visit(attention, sinks)
+            statistics.add(output)
+            yield rows, None if output is None or layer.v is None else output.out
+        merged = statistics.merged()
+        with torch.no_grad():
+            for observable in self.observables:
+                observable.on_layer(attention, merged)
+        if any(observable.keeps(layer.layer) for observable in self.observables):
+            self._kept[layer.layer] = replace(layer, v=None)
+
+    def _next(self, layer: int) -> frozenset[str]:
+        """Take the turn of a layer; the statistics that are wanted of it."""
+        info = self._batch()
+        if layer != self._next_layer or layer >= info.n_layers:
+            raise RuntimeError(
+                f"layer {layer} of {info.n_layers} was reported where layer {self._next_layer} was "
+                "due: adapters report every layer once, in order, after begin()"
+            )
+        self._next_layer += 1
+        return frozenset[str]().union(*(observable.sinks for observable in self.observables))
+
     def differentiate(self, values: torch.Tensor, *, retain_graph: bool = False) -> None:
         """Report the target, of which the observables want gradients: one value per cell, [B], or their sum.
 
@@ -242,7 +277,9 @@ class Recorder:
         """
         self._batch()
         for layer, d_out in self._gradients.of(values, retain_graph=retain_graph).items():
-            self._kept[layer] = replace(self._kept[layer], d_out=d_out)
+            kept = self._kept[layer]
+            assert isinstance(kept, LayerAttention)  # what wants gradients takes no blocks
+            self._kept[layer] = replace(kept, d_out=d_out)
 
     def _visit(self, attention: LayerAttention, sinks: frozenset[str]) -> AttentionOutput | None:
         q, k, v, packing = attention.q, attention.k, attention.v, attention.packing
@@ -315,7 +352,7 @@ class Recorder:
             if kept is None:
                 continue
             for observable in self.observables:
-                if observable.keeps(layer):
+                if observable.keeps(layer) and isinstance(kept, LayerAttention):
                     observable.on_sweep(kept)
             for options, members in groups.items():
                 rows = [
@@ -325,10 +362,8 @@ class Recorder:
                 ]
                 if not rows:
                     continue
-                sums = _colsum(
-                    kept.q, kept.k, kept.packing, torch.cat([weights for _, weights in rows]),
-                    **dict(options), **kept.options.kwargs(), backend=self.backend,
-                )[:, 0]  # fmt: skip
+                weights = torch.cat([weights for _, weights in rows])
+                sums = column_sums(kept, weights, self.backend, **dict(options))  # type: ignore[arg-type]
                 for (member, _), part in zip(rows, sums.split([len(w) for _, w in rows]), strict=True):
                     member.sweep_step(layer, part)
 

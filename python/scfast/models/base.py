@@ -233,12 +233,14 @@ class TokenBytes(TypedDict):
 
     #: Peak of the forward's own activations (states, fused q, k, v, feed-forward), per token of a batch.
     activations: int
-    #: q and k of one layer, which a backward sweep keeps for every layer.
+    #: q and k of one layer, or what they are made from, which a backward sweep keeps for every layer.
     qk_per_layer: int
     #: One hidden state, for observables that keep states.
     hidden: int
     #: What a layer leaves for the backward pass of a differentiated forward, beside q and k.
     graph_per_layer: NotRequired[int]
+    #: Of a source that runs in blocks: what one block takes beside, whatever the batch holds.
+    block: NotRequired[int]
 
 
 class AttentionSource(abc.ABC):
@@ -309,6 +311,13 @@ class AttentionSource(abc.ABC):
     @abc.abstractmethod
     def to(self, device: torch.device | str) -> Self:
         """The same model with its weights on ``device``, itself where they are there already; else a copy."""
+
+    def in_blocks(self, tokens: int) -> AttentionSource | None:
+        """The same model, its queries and what follows them in blocks of so many tokens; None: it cannot.
+
+        A cell that does not fit into memory as a whole may fit so; its results are the same up to rounding.
+        """
+        return None
 
     @abc.abstractmethod
     def untrained(self, seed: int = 0) -> AttentionSource:

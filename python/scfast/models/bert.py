@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
@@ -10,12 +10,20 @@ import torch
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from scfast.attention import LayerAttention, LayerNorm, LayerParts, ScoreOptions
+from scfast.attention import (
+    LayerAttention,
+    LayerBlocks,
+    LayerNorm,
+    LayerParts,
+    ScoreOptions,
+    query_blocks,
+)
 from scfast.models.bert_shape import ACTIVATIONS, HEAD, BertShape
 from scfast.models.checkpoint import check_tensors
 
 if TYPE_CHECKING:
     from scfast.attention import Recorder
+    from scfast.attention.blocks import Block
     from scfast.models.base import Tokens
 
 #: May be in a checkpoint without being used: an index buffer, and parts of heads.
@@ -202,19 +210,30 @@ class BertEncoder:
         table = self.tensors["bert.embeddings.word_embeddings.weight"]
         return (changed * table[ids]).sum(-1) + self.tensors[f"{HEAD}bias"][ids]
 
-    def forward(self, tokens: Tokens, recorder: Recorder) -> torch.Tensor | None:
+    def forward(
+        self, tokens: Tokens, recorder: Recorder, block_tokens: int | None = None
+    ) -> torch.Tensor | None:
         """Run all layers over packed cells; ``recorder`` computes the attention of each.
 
-        Returns the last states [T, d], or None where it stopped because nobody wants them.
+        Returns the last states [T, d], or None where it stopped because nobody wants them. With ``block_tokens`` only
+        k, v and the states around a layer are whole: queries, attention output and feed-forward part exist for so many
+        tokens at a time.
         """
         shape = self.shape
         options = ScoreOptions(scale=shape.head_dim**-0.5)
+        blocks = query_blocks(tokens.packing, block_tokens) if block_tokens else None
         states = self.embed(tokens)
         for number, layer in enumerate(self.layers):
             if recorder.wants_hidden(number):
                 recorder.hidden(number, states)
             last = number == shape.n_layers - 1
             stop = last and not recorder.needs_output and not recorder.wants_hidden(shape.n_layers)
+            if blocks is not None:
+                attention = self._attention_in_blocks(number, layer, states, blocks, options, not stop)
+                states = self._layer_in_blocks(layer, attention, states, recorder)
+                if stop:
+                    return None
+                continue
             out = recorder.attend(self._attention(number, layer, states, tokens, options, with_v=not stop))
             if stop:
                 return None
@@ -266,13 +285,43 @@ class BertEncoder:
         options: ScoreOptions,
         with_v: bool,
     ) -> LayerAttention:
-        per_head = (tokens.n_tokens, -1, self.shape.n_heads, self.shape.head_dim)
-        q, k = functional.linear(states, *layer.qk).view(per_head).unbind(1)  # [T, 2, H, D]
-        v = functional.linear(states, *layer.v).view(per_head)[:, 0] if with_v else None
+        per_head = (self.shape.n_heads, self.shape.head_dim)
+        q, k = functional.linear(states, *layer.qk).unflatten(-1, (2, *per_head)).unbind(1)  # [T, 2, H, D]
+        v = functional.linear(states, *layer.v).unflatten(-1, per_head) if with_v else None
         return LayerAttention(
             layer=number, q=q, k=k, v=v, packing=tokens.packing, options=options,
             hidden_in=states, parts=self._parts(layer),
         )  # fmt: skip
+
+    def _attention_in_blocks(
+        self,
+        number: int,
+        layer: Layer,
+        states: torch.Tensor,
+        blocks: Sequence[Block],
+        options: ScoreOptions,
+        with_v: bool,
+    ) -> LayerBlocks:
+        per_head = (self.shape.n_heads, self.shape.head_dim)
+        (wq, wk), (bq, bk) = (part.chunk(2) for part in layer.qk)
+        return LayerBlocks(
+            layer=number,
+            queries=lambda rows: functional.linear(states[rows], wq, bq).unflatten(-1, per_head),
+            keys=lambda: functional.linear(states, wk, bk).unflatten(-1, per_head),
+            v=functional.linear(states, *layer.v).unflatten(-1, per_head) if with_v else None,
+            blocks=blocks,
+            options=options,
+        )
+
+    def _layer_in_blocks(
+        self, layer: Layer, attention: LayerBlocks, states: torch.Tensor, recorder: Recorder
+    ) -> torch.Tensor:
+        """States [T, d] after the layer; those before it where no output is wanted."""
+        following = states if attention.v is None else torch.empty_like(states)
+        for rows, out in recorder.attend_blocks(attention):
+            if out is not None:
+                following[rows] = self._rest(layer, out, states[rows])
+        return following
 
     def _parts(self, layer: Layer) -> LayerParts:
         return LayerParts(

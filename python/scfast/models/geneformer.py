@@ -135,9 +135,18 @@ class GeneformerSource(AttentionSource):
         The weights.
     config
         Content of ``config.json``.
+    block_tokens
+        Tokens of a block where it runs :meth:`in_blocks`, else None.
     """
 
-    def __init__(self, name: str, encoder: BertEncoder, tables: Dictionaries, config: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        name: str,
+        encoder: BertEncoder,
+        tables: Dictionaries,
+        config: dict[str, Any],
+        block_tokens: int | None = None,
+    ) -> None:
         shape = encoder.shape
         self.name = name
         self.n_layers = shape.n_layers
@@ -154,6 +163,7 @@ class GeneformerSource(AttentionSource):
         self.dictionaries = tables
         self.encoder = encoder
         self.config = config
+        self.block_tokens = block_tokens
         self._matched: tuple[pd.DataFrame, GeneMatch] | None = None
 
     def match(self, var: pd.DataFrame) -> GeneMatch:
@@ -261,7 +271,7 @@ class GeneformerSource(AttentionSource):
                     gene_index=tokens.gene_index,
                     cls_position=self.cls_position,
                 )
-                states = self.encoder.forward(tokens, recorder)
+                states = self.encoder.forward(tokens, recorder, self.block_tokens)
                 if target is not None:
                     assert states is not None
                     recorder.differentiate(target_values(target, self.encoder, self.classes, tokens, states))
@@ -280,25 +290,37 @@ class GeneformerSource(AttentionSource):
     def to(self, device: torch.device | str) -> GeneformerSource:
         """The same model with its weights on ``device``, itself where they are there already; else a copy."""
         encoder = self.encoder.to(device)
-        if encoder is self.encoder:
-            return self
-        return GeneformerSource(self.name, encoder, self.dictionaries, self.config)
+        return self if encoder is self.encoder else self._with(self.name, encoder)
+
+    def in_blocks(self, tokens: int) -> GeneformerSource:
+        """The same model run in blocks of so many tokens: less memory, and no other result."""
+        return GeneformerSource(self.name, self.encoder, self.dictionaries, self.config, tokens)
+
+    def _with(self, name: str, encoder: BertEncoder) -> GeneformerSource:
+        return GeneformerSource(name, encoder, self.dictionaries, self.config, self.block_tokens)
 
     def untrained(self, seed: int = 0) -> GeneformerSource:
         """The same architecture, vocabulary and device with weights initialised as before training."""
         encoder = BertEncoder.initialised(self.encoder.shape, self.dtype, seed).to(self.device)
-        return GeneformerSource(f"{self.name}:untrained", encoder, self.dictionaries, self.config)
+        return self._with(f"{self.name}:untrained", encoder)
 
     def bytes_per_token(self) -> TokenBytes:
-        """What one token costs in memory; the activations are the wider of attention and feed-forward."""
+        """What one token costs in memory; the activations are the wider of attention and feed-forward.
+
+        In blocks: the states around a layer, k and v are whole; a kept layer is what entered it; of a block there are
+        its queries, attention output, feed-forward part, and three states between them.
+        """
         shape, size = self.encoder.shape, self.dtype.itemsize
+        d, heads = shape.hidden, 8 * shape.n_heads
         up = shape.intermediate * (1 if shape.activation == "relu" else 2)
+        if self.block_tokens is None:
+            return TokenBytes(
+                activations=size * max(6 * d, 2 * d + up) + heads, qk_per_layer=size * 2 * d, hidden=size * d,
+                graph_per_layer=size * 4 * d + heads,  # values, output, its gradient, state
+            )  # fmt: skip
+        block = self.block_tokens * (size * (5 * d + up) + heads)
         return TokenBytes(
-            activations=size * max(6 * shape.hidden, 2 * shape.hidden + up) + 8 * shape.n_heads,
-            qk_per_layer=size * 2 * shape.hidden,
-            hidden=size * shape.hidden,
-            graph_per_layer=size * 4 * shape.hidden
-            + 8 * shape.n_heads,  # values, output, its gradient, state
+            activations=size * 4 * d + heads, qk_per_layer=size * d, hidden=size * d, block=block
         )
 
     @property

@@ -74,6 +74,9 @@ class Observable:
         Whether hidden states are wanted at all; :meth:`wants_hidden` says of which layers.
     needs_parts
         Whether projection, norms, the residual stream and the inputs of the norms are wanted of every layer.
+    takes_blocks
+        Whether a layer may come in blocks of queries, for cells that do not fit as a whole: :meth:`on_layer` then sees
+        the last block beside the statistics of all, and there is no :meth:`on_sweep`.
     target
         What is differentiated, for observables of gradients: of kept layers ``d_out`` is then known in
         :meth:`on_sweep`; None: no gradient.
@@ -87,6 +90,7 @@ class Observable:
     token_dim: int | None = -1
     needs_hidden: bool = False
     needs_parts: bool = False
+    takes_blocks: bool = False
     target: TargetLike | None = None
 
     def begin(self, batch: BatchInfo) -> None:

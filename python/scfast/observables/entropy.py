@@ -36,6 +36,7 @@ class Entropy(Observable):
     """
 
     sinks = frozenset({"entropy"})
+    takes_blocks = True
     token_dim = 1
 
     def __init__(self, *, name: str = "entropy") -> None:

@@ -45,6 +45,7 @@ class HiddenStates(Observable):
     """
 
     needs_hidden = True
+    takes_blocks = True
 
     def __init__(
         self,

@@ -39,6 +39,7 @@ class Received(Observable):
     """
 
     sinks = frozenset({"received"})
+    takes_blocks = True
 
     def __init__(self, *, per_layer: bool = False, heads: str = "none", name: str = "received") -> None:
         if heads not in ("none", "sum"):

@@ -103,6 +103,7 @@ class Rollout(Observable):
             )
         self.readout, self.layers, self.residual, self.heads = readout, layers, residual, heads
         self.convention, self.discard_ratio, self.name = convention, discard_ratio, name
+        self.takes_blocks = convention == "abnar"
         if convention == "abnar":
             self.sweep_options = (("heads", heads), ("residual", residual))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from typing import NamedTuple
 
 import torch
 
@@ -29,6 +30,9 @@ BYTES_PER_TOKEN_INDEX = 160
 BYTES_PER_READOUT = 40
 #: Allocators round up and keep freed blocks: the share of the granted memory that batches are planned for.
 USABLE_SHARE = 0.8
+#: Tokens of a block, for cells that do not fit as a whole: the largest with which the longest cell does is taken.
+#: Fewer rows make slower matrix products, and no other result.
+BLOCK_TOKENS = (4096, 2048, 1024, 512, 256, 128)
 
 
 def parse_memory(memory: str | int) -> int:
@@ -121,7 +125,7 @@ def bytes_per_token(
 
 
 def token_budget(
-    memory: int, per_token: int, longest: int, *, reserved: int = 0, model: str = "the model"
+    memory: int, per_token: int, longest: int, *, reserved: int = 0, block: int = 0, model: str = "the model"
 ) -> int:
     """Tokens that one batch may hold.
 
@@ -135,6 +139,8 @@ def token_budget(
         Tokens of the longest cell, which must fit.
     reserved
         Bytes that the results take.
+    block
+        Bytes that one block takes, of a model that runs in blocks.
     model
         Its name, for the message.
 
@@ -148,13 +154,75 @@ def token_budget(
     >>> token_budget(10**9, per_token=50_000, longest=2048)
     16000
     """
-    tokens = max(0, int((memory * USABLE_SHARE - reserved) // per_token))
+    tokens = max(0, int((memory * USABLE_SHARE - reserved - block) // per_token))
     if tokens < longest:
-        needed = math.ceil((longest * per_token + reserved + 1) / USABLE_SHARE / MB)
+        own = longest * per_token + block
+        needed = math.ceil((own + reserved + 1) / USABLE_SHARE / MB)
         results = f" and the results take {-(-reserved // MB)} MB" if reserved >= MB else ""
         raise ValueError(
             f"memory={memory / MB:.4g}MB is too little: the longest cell has {longest} tokens, for which"
-            f" {model} needs"
-            f" {-(-longest * per_token // MB)} MB{results}; pass memory='{needed}MB' or more"
+            f" {model} needs {-(-own // MB)} MB{' in the smallest blocks' if block else ''}{results};"
+            f" pass memory='{needed}MB' or more"
         )
     return tokens
+
+
+class Fit(NamedTuple):
+    """How a model runs within a budget.
+
+    Attributes
+    ----------
+    source
+        The model, in blocks if need be.
+    block_tokens
+        Tokens of a block; 0: whole.
+    per_token
+        Bytes that a token takes.
+    token_budget
+        Tokens that one batch may hold.
+    """
+
+    source: AttentionSource
+    block_tokens: int
+    per_token: int
+    token_budget: int
+
+
+def fit(
+    source: AttentionSource,
+    memory: int,
+    longest: int,
+    *,
+    reserved: int = 0,
+    in_blocks: bool = True,
+    **kept: int,
+) -> Fit:
+    """Run whole where the longest cell fits, else in the largest blocks of tokens with which it does.
+
+    Parameters
+    ----------
+    source
+        The model.
+    memory, longest, reserved
+        As for :func:`token_budget`.
+    in_blocks
+        Whether what is computed can take blocks.
+    **kept
+        ``layers_kept`` and what else :func:`bytes_per_token` takes.
+
+    Raises
+    ------
+    ValueError
+        When not even the longest cell fits in the smallest blocks; the message says what it needs.
+    """
+    forms = [(0, source), *((n, source.in_blocks(n)) for n in BLOCK_TOKENS if in_blocks)]
+    for block_tokens, form in forms:
+        if form is None:
+            continue
+        chosen, tokens_of_block = form, block_tokens
+        per_token = bytes_per_token(form, **kept)
+        block = form.bytes_per_token().get("block", 0)
+        if longest * per_token + block + reserved <= memory * USABLE_SHARE:
+            break
+    budget = token_budget(memory, per_token, longest, reserved=reserved, block=block, model=source.name)
+    return Fit(chosen, tokens_of_block, per_token, budget)

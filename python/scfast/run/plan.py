@@ -35,6 +35,8 @@ class Plan:
         Most tokens of a batch.
     threads, dtype, instruction_set, seed, device
         The conditions of the run; the device is ``"cpu"`` or the name of a GPU.
+    block_tokens
+        Tokens of the blocks in which the model runs, because the longest cell does not fit as a whole; 0: whole.
     """
 
     rows: np.ndarray
@@ -45,6 +47,7 @@ class Plan:
     instruction_set: str
     seed: int
     device: str = "cpu"
+    block_tokens: int = 0
 
     @property
     def n_batches(self) -> int:
@@ -87,7 +90,7 @@ class Plan:
 
     def conditions(self) -> dict[str, str | int]:
         """The plan without its rows, for a record of the run."""
-        names = ("token_budget", "threads", "dtype", "instruction_set", "seed", "device")
+        names = ("token_budget", "threads", "dtype", "instruction_set", "seed", "device", "block_tokens")
         return {name: getattr(self, name) for name in names} | {
             "cells": self.n_cells,
             "batches": self.n_batches,
@@ -103,6 +106,7 @@ def make_plan(
     dtype: str = "float32",
     seed: int = 0,
     device: torch.device | None = None,
+    block_tokens: int = 0,
 ) -> Plan:
     """Pack cells into batches: sorted by length, the longest first, so that a batch's cells are alike.
 
@@ -120,6 +124,8 @@ def make_plan(
         Recorded.
     device
         Where the model runs; recorded. Default: the CPU.
+    block_tokens
+        Recorded.
 
     Raises
     ------
@@ -159,4 +165,5 @@ def make_plan(
         instruction_set=_kernels.instruction_set(),
         seed=seed,
         device=torch.cuda.get_device_name(device) if on_gpu else "cpu",
+        block_tokens=block_tokens,
     )

@@ -20,9 +20,8 @@ from scfast.run import (
     make_plan,
     parse_memory,
     run,
-    token_budget,
 )
-from scfast.run.memory import bytes_per_token
+from scfast.run.memory import fit
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,13 @@ class Batches:
 
     def again(self, source: AttentionSource, plan: Plan) -> Batches:
         """The same cells and tokens for another model, in the batches that ``plan`` ended with."""
-        return replace(self, source=source, plan=plan)
+        form = source.in_blocks(plan.block_tokens) if plan.block_tokens else source
+        if form is None:
+            raise ValueError(
+                f"memory={self.how.memory} makes {self.source.name} run in blocks, which {source.name} cannot: grant"
+                " more"
+            )
+        return replace(self, source=form, plan=plan)
 
     def params(self, plan: Plan) -> dict[str, Any]:
         """What is noted of the model and of the plan as it was run."""
@@ -109,6 +114,7 @@ def make_batches(
     hidden_kept: int = 0,
     readouts: int = 1,
     observed: int = 0,
+    in_blocks: bool = False,
 ) -> Batches:
     """Plan a run within the memory that was granted.
 
@@ -124,25 +130,25 @@ def make_batches(
         What the results take in the end.
     layers_kept, hidden_kept, readouts, observed
         See :func:`scfast.run.memory.bytes_per_token`.
+    in_blocks
+        Whether all that is observed takes blocks, in which cells that do not fit as a whole are run.
 
     Raises
     ------
     ValueError
         When not even the longest cell fits.
     """
-    per_token = bytes_per_token(
-        source, layers_kept=layers_kept, hidden_kept=hidden_kept, readouts=readouts, observed=observed
-    )
     on_cpu = source.device.type == "cpu"  # else results do not take memory where the model runs
-    budget = token_budget(
-        granted_memory(how.memory, source.device), per_token, int(found.lengths[rows].max()),
-        reserved=results_bytes if on_cpu else 0, model=source.name,
+    fitted = fit(
+        source, granted_memory(how.memory, source.device), int(found.lengths[rows].max()), in_blocks=in_blocks,
+        layers_kept=layers_kept, hidden_kept=hidden_kept, readouts=readouts, observed=observed,
+        reserved=results_bytes if on_cpu else 0,
     )  # fmt: skip
     plan = make_plan(
-        found.lengths, token_budget=budget, rows=rows, seed=how.seed, device=source.device,
-        dtype=str(source.dtype).removeprefix("torch."),
+        found.lengths, token_budget=fitted.token_budget, rows=rows, seed=how.seed, device=source.device,
+        dtype=str(source.dtype).removeprefix("torch."), block_tokens=fitted.block_tokens,
     )  # fmt: skip
-    return Batches(source, counts, found.tokens, plan, per_token, how)
+    return Batches(fitted.source, counts, found.tokens, plan, fitted.per_token, how)
 
 
 def given(**arguments: Any) -> dict[str, Any]:

@@ -68,6 +68,8 @@ class GeneScoring:
         Whether the observables have a target, which is then differentiated.
     tables
         What else goes into ``uns``, by name.
+    in_blocks
+        Whether the observables take blocks.
     """
 
     source: AttentionSource
@@ -82,6 +84,7 @@ class GeneScoring:
     observed: int = 0
     gradients: bool = False
     tables: Mapping[str, Tabled] = field(default_factory=dict)
+    in_blocks: bool = False
 
 
 def score_genes(
@@ -135,6 +138,7 @@ def score_genes(
         scoring.source, scoring.counts, scoring.found, scoring.rows, how, results_bytes=results_bytes,
         layers_kept=scoring.layers_kept, observed=scoring.observed,
         readouts=1 if scoring.parts is None else scoring.parts.n_rows,
+        in_blocks=scoring.in_blocks,
     )  # fmt: skip
     results = batches.run(analyses, scoring.observe, scoring.name, gradients=scoring.gradients)
     nulls = None

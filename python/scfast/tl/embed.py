@@ -50,7 +50,8 @@ def embed(
         the GPU where there is one.
     memory
         What the run may use beyond what is loaded, such as ``"2GB"``; on a GPU, of its memory. Default: 2 GB, on
-        a GPU all that is free there. A batch that does not fit after all is run in halves.
+        a GPU all that is free there. Cells that do not fit as a whole are run in blocks of tokens, which takes about
+        half the memory; a batch that does not fit after all is run in halves.
     counts_layer
         Layer that holds the counts. Default: ``adata.X``.
     progress
@@ -96,7 +97,14 @@ def embed(
     found = survey(source, counts)
     rows = get_rows(found, source, adata.var)
     batches = make_batches(
-        source, counts, found, rows, how, results_bytes=4 * source.hidden_size * adata.n_obs, hidden_kept=1
+        source,
+        counts,
+        found,
+        rows,
+        how,
+        results_bytes=4 * source.hidden_size * adata.n_obs,
+        hidden_kept=1,
+        in_blocks=True,
     )
 
     def observe(tokens: Tokens) -> Sequence[HiddenStates]:

@@ -71,7 +71,8 @@ def key_genes(
         the GPU where there is one.
     memory
         What the run may use beyond what is loaded, such as ``"2GB"``; on a GPU, of its memory. Default: 2 GB, on
-        a GPU all that is free there. A batch that does not fit after all is run in halves.
+        a GPU all that is free there. Cells that do not fit as a whole are run in blocks of tokens, which takes about
+        half the memory; a batch that does not fit after all is run in halves.
     counts_layer
         Layer that holds the counts. Default: ``adata.X``.
     seed
@@ -140,7 +141,9 @@ def key_genes(
         **({} if groupby is None else {"groups": scores(groups)}),
     }
     size = sum(x.nbytes for x in analyses.values() if isinstance(x, Accumulator))
-    batches = make_batches(source, counts, found, rows, how, results_bytes=size * (2 if null else 1))
+    batches = make_batches(
+        source, counts, found, rows, how, results_bytes=size * (2 if null else 1), in_blocks=True
+    )
     results = batches.run(analyses, observe, "key genes")
     nulls = None
     if null is not None:

@@ -75,7 +75,8 @@ def rank_profile(
         the GPU where there is one.
     memory
         What the run may use beyond what is loaded, such as ``"2GB"``; on a GPU, of its memory. Default: 2 GB, on
-        a GPU all that is free there. A batch that does not fit after all is run in halves.
+        a GPU all that is free there. Cells that do not fit as a whole are run in blocks of tokens, which takes about
+        half the memory; a batch that does not fit after all is run in halves.
     counts_layer
         Layer that holds the counts. Default: ``adata.X``.
     seed
@@ -230,7 +231,7 @@ def _run(
     if marked:
         analyses["genes"] = GroupScores(strata, counts.var.shape[0], name="received")
     size = sum(x.nbytes for x in analyses.values() if isinstance(x, Accumulator))
-    batches = make_batches(source, counts, found, rows, how, results_bytes=size)
+    batches = make_batches(source, counts, found, rows, how, results_bytes=size, in_blocks=True)
 
     def observe(tokens: Tokens) -> Sequence[Received]:
         return [Received()]

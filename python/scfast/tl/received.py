@@ -63,7 +63,8 @@ def received(
         the GPU where there is one.
     memory
         What the run may use beyond what is loaded, such as ``"2GB"``; on a GPU, of its memory. Default: 2 GB, on
-        a GPU all that is free there. A batch that does not fit after all is run in halves.
+        a GPU all that is free there. Cells that do not fit as a whole are run in blocks of tokens, which takes about
+        half the memory; a batch that does not fit after all is run in halves.
     null
         ``"untrained"``: run the same architecture with fresh weights too, and put its scores beside.
     store_cells
@@ -122,7 +123,7 @@ def received(
         return [Received(), *([each] if by else [])]
 
     parts = Parts("each", f"by_{by}", shape) if by else None
-    scoring = GeneScoring(source, counts, found, rows, observe, "received", parts=parts)
+    scoring = GeneScoring(source, counts, found, rows, observe, "received", parts=parts, in_blocks=True)
     params = given(groupby=groupby, replicate_key=replicate_key, counts_layer=counts_layer)
     return score_genes(
         adata, scoring, groups, how, key_added=key_added, null=null, store_cells=store_cells, params=params,

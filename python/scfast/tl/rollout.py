@@ -79,7 +79,8 @@ def rollout(
         the GPU where there is one.
     memory
         What the run may use beyond what is loaded, such as ``"2GB"``; on a GPU, of its memory. Default: 2 GB, on
-        a GPU all that is free there. A batch that does not fit after all is run in halves.
+        a GPU all that is free there. Cells that do not fit as a whole are run in blocks of tokens, which takes about
+        half the memory; a batch that does not fit after all is run in halves.
     null
         ``"untrained"``: run the same architecture with fresh weights too, and put its scores beside.
     store_cells
@@ -158,7 +159,7 @@ def rollout(
         source, counts, found, rows, observe, "rollout",
         row=0 if layers == "suffix" else -1,
         parts=Parts("rollout", "by_layer", (source.n_layers,)) if isinstance(layers, str) else None,
-        layers_kept=last + 1 - first,
+        layers_kept=last + 1 - first, in_blocks=True,
     )  # fmt: skip
     params = {
         **given(groupby=groupby, replicate_key=replicate_key, counts_layer=counts_layer),
