@@ -1,9 +1,10 @@
 """attention_forward: online softmax over the rows of each head, with values and statistics on request.
 
-One epilogue of visit_rows serves two purposes: the forward pass, and the row pass that column sums and fused
-statistics begin with (no values; only ``shift`` and ``norm`` are written). Outputs that are None are not computed.
-lse is a natural logarithm, entropy in nats, max = 1 / sum of exp(score - largest score). Rows without keys: out 0,
-lse -inf, statistics 0, shift +inf. Sources: Milakov & Gimelshein 2018; Dao et al. 2022, FlashAttention.
+One epilogue of visit_rows serves three purposes: the forward pass; the row pass that column sums and fused statistics
+begin with (no values; only ``shift`` and ``norm`` are written); and the statistics of heads by themselves. Outputs
+that are None are not computed. lse is a natural logarithm, entropy in nats, max = 1 / sum of exp(score - largest
+score). Rows without keys: out 0, lse -inf, statistics 0, shift +inf. Sources: Milakov & Gimelshein 2018; Dao et al.
+2022, FlashAttention.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ class Softmax(NamedTuple):
     lse: Any = None  # float32 [Tq, H]
     entropy: Any = None  # float32 [Tq, H]
     max: Any = None  # float32 [Tq, H]
+    self_weight: Any = None  # float32 [Tq, H]: the entry at the query's own key, j = i + causal_offset
+    row_sum: Any = None  # float32 [Tq, H]
     shift: Any = None  # float32 [H, pitch], as in Where
     norm: Any = None  # float32 [H, pitch]
     pitch: Any = None
@@ -45,16 +48,22 @@ class Softmax(NamedTuple):
 
 @triton.jit
 def softmax_init(args, row, inside, head, cell):
-    """(live, (largest score, sum of exponentials, sum of exponential * score, sum of exponential * value))."""
+    """(live, (largest score, sums of exponential, of it * score, of it * value, own score, own key))."""
     zero = tl.zeros([inside.shape[0]], tl.float32)
     values = zero if args.v is None else tl.zeros([inside.shape[0], args.width], tl.float32)
-    return live_rows(args, row, inside), (zero + HIDDEN, zero, zero, values)
+    first_query, _, first_key, n_keys, offset = cell
+    own = row - first_query + offset + tl.arange(0, inside.shape[0])
+    own = tl.where((own >= 0) & (own < n_keys), first_key + own, -1)
+    return live_rows(args, row, inside), (zero + HIDDEN, zero, zero, values, zero + HIDDEN, own)
 
 
 @triton.jit
 def softmax_tile(args, state, score, slope, k, key, seen, head):
     """Online softmax: what was added up under a smaller maximum is scaled down."""
-    largest, total, spread, values = state
+    largest, total, spread, values, own_score, own = state
+    if args.self_weight is not None:
+        keys = key + tl.arange(0, seen.shape[0])
+        own_score = tl.maximum(own_score, tl.max(tl.where(keys[None, :] == own[:, None], score, HIDDEN), 1))
     top = tl.maximum(largest, tl.max(score, 1))
     depth = score - top[:, None]
     p = tl.math.exp2(depth)
@@ -65,13 +74,13 @@ def softmax_tile(args, state, score, slope, k, key, seen, head):
     if args.v is not None:
         v = load_rows(args.v, key, seen, args.v_row, args.v_head, head // args.group, args.dim, args.width)
         values = tl.dot(p.to(v.dtype), v, values * decay[:, None], input_precision=args.precision)
-    return top, total, spread, values
+    return top, total, spread, values, own_score, own
 
 
 @triton.jit
 def softmax_done(args, state, row, inside, head):
     """Rows that saw no key have HIDDEN as their largest score; NaN in their sum sets broken rows apart."""
-    largest, total, spread, values = state
+    largest, total, spread, values, own_score, _ = state
     empty = (largest <= 0.5 * HIDDEN) & (total == total)
     norm = tl.where(empty, 0.0, 1.0 / total)
     at = (row + tl.arange(0, inside.shape[0])).to(tl.int64) * args.heads + head
@@ -83,6 +92,10 @@ def softmax_done(args, state, row, inside, head):
         tl.store(args.entropy + at, entropy, mask=inside)
     if args.max is not None:
         tl.store(args.max + at, norm, mask=inside)
+    if args.self_weight is not None:
+        tl.store(args.self_weight + at, tl.math.exp2(own_score - largest) * norm, mask=inside)
+    if args.row_sum is not None:
+        tl.store(args.row_sum + at, total * norm, mask=inside)
     if args.shift is not None:
         shift = row_pointers(args.shift, args.pitch, head, row, inside.shape[0])
         tl.store(shift, tl.where(empty, float("inf"), largest), mask=inside)

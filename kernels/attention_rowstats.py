@@ -1,7 +1,8 @@
 """attention_rowstats: what each row of the fused map looks like; float32 [Tq, Hout].
 
 Entropy (nats, of the row divided by its sum), largest entry, entry at the query's own key (j = i + causal_offset) and
-sum; rows without keys give 0. A row pass leaves shift and norm; this epilogue of visit_rows sees the fused map.
+sum; rows without keys give 0. Heads by themselves need no more than the row pass of the softmax. Where they are fused,
+that pass leaves shift and norm, and this epilogue of visit_rows sees the fused map.
 Outputs that are None are not computed: attention_colsum takes the row sums alone.
 """
 
@@ -113,11 +114,14 @@ def launch(
 ) -> None:
     """Statistics [Tq, Hout] and total [B, Hout]."""
     n_cells, outs = total.shape
-    batch = batch.normalise(row_sum).fuse(fusion or "sum", batch.heads // outs, factors)
-    args = Rowstats(
-        weights=None, weights_row=None, sets=None, outs=outs, row_sum=row_sum, causal=batch.where.causal,
-        entropy=entropy, max=max, self_weight=self_weight,
-    )  # fmt: skip
-    batch.visit_rows("fused rows", outs, args, ROWSTATS)
+    if fusion is None and factors is None:
+        batch.softmax(entropy=entropy, max=max, self_weight=self_weight, row_sum=row_sum)
+    else:
+        batch = batch.normalise(row_sum).fuse(fusion or "sum", batch.heads // outs, factors)
+        args = Rowstats(
+            weights=None, weights_row=None, sets=None, outs=outs, row_sum=row_sum, causal=batch.where.causal,
+            entropy=entropy, max=max, self_weight=self_weight,
+        )  # fmt: skip
+        batch.visit_rows("fused rows", outs, args, ROWSTATS)
     if n_cells:
         add_rows[(n_cells, outs)](row_sum, total, batch.where.cu_seqlens_q, outs, BLOCK=BLOCK)

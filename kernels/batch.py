@@ -54,16 +54,23 @@ class Batch(NamedTuple):
         """An array of one float32 for each head and row [H, pitch]; ``like``: any float32 tensor of the device."""
         return like.new_empty((self.heads, self.where.pitch))
 
-    def normalise(self, like: Any, weights: Any = None) -> Batch:
-        """The batch with shift and norm of every row; rows of weight zero in all sets [R, Tq] are left out."""
-        shift, norm = self.scratch(like), self.scratch(like)
+    def softmax(self, weights: Any = None, **wanted: Any) -> None:
+        """What is wanted of every row (see Softmax), by a visit of rows without values.
+
+        Rows of weight zero in all sets [R, Tq] are left out.
+        """
         args = Softmax(
-            shift=shift, norm=norm, pitch=self.where.pitch, heads=self.heads, weights=weights,
+            heads=self.heads, pitch=self.where.pitch, weights=weights,
             weights_row=None if weights is None else weights.stride(0),
             sets=None if weights is None else weights.shape[0],
-            group=self.where.group, precision=self.where.precision,
+            group=self.where.group, precision=self.where.precision, **wanted,
         )  # fmt: skip
         self.visit_rows("softmax", self.heads, args, SOFTMAX)
+
+    def normalise(self, like: Any, weights: Any = None) -> Batch:
+        """The batch with shift and norm of every row; rows of weight zero in all sets are left out."""
+        shift, norm = self.scratch(like), self.scratch(like)
+        self.softmax(weights, shift=shift, norm=norm)
         return self._replace(where=self.where._replace(shift=shift, norm=norm))
 
     def fuse(self, fusion: str, span: int, factors: Any) -> Batch:

@@ -40,7 +40,8 @@ def call_every_op(dtype: torch.dtype, dim: int) -> None:
     ops.attention_colsum(q, k, packing, weights, residual=0.5, **on)
     ops.attention_colsum(q, k, packing, heads="max", **on)
     ops.attention_colsum(q, k, packing, weights, heads="max", row_sums=True, **on)
-    ops.attention_rowstats(q, k, packing, heads="mean", **on)
+    for heads in ("mean", "none"):
+        ops.attention_rowstats(q, k, packing, heads=heads, **on)
     ops.attention_backward(v, q, k, v, v, torch.zeros(112, 4), packing, **on)
 
 
