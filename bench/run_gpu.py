@@ -12,6 +12,7 @@ import json
 import os
 import re
 import statistics
+import subprocess
 import time
 from collections.abc import Callable
 from functools import partial
@@ -78,8 +79,18 @@ def machine() -> dict[str, Any]:
             "multiprocessors": chip.multi_processor_count,
             "gpu_memory": chip.total_memory,
             "cuda": torch.version.cuda,
+            "driver": driver(),
         }
     return here
+
+
+def driver() -> str:
+    """Version of the GPU's driver."""
+    asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(asked, check=True, capture_output=True, text=True).stdout.split()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        return "unknown"
 
 
 def errors(op: str, device: str, dry: bool) -> tuple[dict[str, Any], dict[str, str]]:

@@ -38,14 +38,22 @@ def test_dry_run_takes_every_step(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_help():
-    done = call(sys.executable, BENCH / "run_gpu.py", "--help")
+def test_dry_run_of_whole_models(tmp_path):
+    done = call(sys.executable, BENCH / "gpu_models.py", "--dry-run", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "the scores of every cell sum to 1" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("script", ["run_gpu.py", "gpu_models.py"])
+def test_help(script):
+    done = call(sys.executable, BENCH / script, "--help")
     assert done.returncode == 0
     assert "--dry-run" in done.stdout
 
 
 @without_gpu
-@pytest.mark.parametrize("script", ["run_gpu.py", "gpu_small.py"])
+@pytest.mark.parametrize("script", ["run_gpu.py", "gpu_small.py", "gpu_models.py"])
 def test_no_gpu_is_said_and_nothing_is_written(script, tmp_path):
     done = call(sys.executable, BENCH / script, OUT=str(tmp_path))
     assert done.returncode == 1
@@ -126,6 +134,30 @@ def test_results_of_a_gpu_can_be_reported(monkeypatch, tmp_path, capsys):
     page = report.benchmarks_page(machines)
     assert "2 × 20-60, bfloat16" in page
     assert "FlexAttention backward trick" in page
+
+
+def test_rows_of_whole_models_can_be_reported(monkeypatch, tmp_path, capsys):
+    """What a GPU would give, as the report reads it."""
+    monkeypatch.syspath_prepend(str(BENCH))
+    gpu_models, report = (importlib.import_module(name) for name in ("gpu_models", "report"))
+    row = gpu_models.measure("toy", 1, dry=True)
+    for name, seconds in ((gpu_models.PLAIN, 0.2), (gpu_models.ROLLOUT, 0.24)):
+        row["contenders"][name] |= {
+            "peak_bytes": 10**9,
+            "seconds": seconds,
+            "quartiles": [seconds, seconds],
+        }
+    gpu_models.show(row)
+    assert "toy, 2 cells of 64: rollout 0.240 s, / forward 1.20, peak 1.00 GB of 8" in capsys.readouterr().out
+    result = {
+        "op": "gpu_models",
+        "machine": gpu_models.machine(),
+        "yardstick": gpu_models.PLAIN,
+        "rows": [row],
+    }
+    gpu_models.write(result, tmp_path / "gpu")
+    page = report.benchmarks_page(report.read(tmp_path))
+    assert "scfast rollout of all layers | 240 ms" in page
 
 
 SMI = "#!/bin/bash\necho 'NVIDIA X, 580.1, 80000 MiB'\n"

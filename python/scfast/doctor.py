@@ -10,6 +10,7 @@ from typing import Any
 
 #: Packages that some feature uses, and which.
 OPTIONAL = {
+    "triton": "attention on GPUs",
     "scanpy": "datasets.pbmc68k, the demo, tl.compare_de",
     "zarr": "reading .zarr",
     "scikit-learn": "probes",
@@ -84,12 +85,14 @@ def _kernel_build() -> dict[str, Any]:
     import torch  # noqa: F401  # before the extension
 
     from scfast import _kernels
+    from scfast.kernels.tiles import OWN_ROWS
 
     return {
         "instruction set": _kernels.instruction_set(),
         "available": list(_kernels.instruction_sets()),
         "bfloat16 dot products": "avx512_bf16" in _kernels.instruction_sets(),
         **_cuda(_kernels.cuda_build()),
+        f"GPU tiles of one's own ({OWN_ROWS})": os.environ.get(OWN_ROWS) or "none",
     }
 
 

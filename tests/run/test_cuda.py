@@ -140,6 +140,22 @@ def test_the_encoder_gives_the_states_of_the_cpu():
     torch.testing.assert_close(states["cuda:0"].cpu(), states["cpu"], rtol=1e-4, atol=1e-4)
 
 
+def test_blocks_of_tokens_give_the_same_scores():
+    from scfast.attention.recorder import Recorder
+
+    tokens = ToySource(GENES).tokenize(COUNTS.matrix, COUNTS.var).to(DEVICE)
+    encoder = BertEncoder.initialised(SHAPE, torch.float32, 0).to(DEVICE)
+    results = []
+    for block_tokens in (None, 100):
+        recorder = Recorder(observe(tokens), backend="reference", keep=False)
+        recorder.begin(SHAPE.n_layers, tokens.packing)
+        encoder.forward(tokens, recorder, block_tokens)
+        recorder.finish()
+        results.append(recorder.batch)
+    for name, whole in results[0].items():
+        torch.testing.assert_close(results[1][name], whole, rtol=1e-4, atol=1e-4)
+
+
 def test_devices_that_are_and_are_not_there():
     assert resolve_device("cuda:0") == DEVICE
     with pytest.raises(ValueError, match="torch sees"):
