@@ -1,7 +1,7 @@
 """Time the rollout of whole models on a GPU against the same packed forward pass without any analysis.
 
 Geneformer's V2 shapes with random weights, bfloat16, cells of 4096 tokens. Each model runs in a process of its own
-that may take 8 GB of the GPU and no more: the maps of one cell alone would take 9.7 and 21.7 GB in float32. The batch is
+that may take 8 GB of the GPU and no more: the maps of one cell alone take 9.7 and 21.7 GB in float32. The batch is
 what that memory holds. Contenders take turns; a figure is the median over the rounds. Writes OUT/gpu_models.json or
 results/<gpu>/gpu_models.json. ``--dry-run`` takes every step on the CPU at toy size and times nothing.
 """

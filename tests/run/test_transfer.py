@@ -175,7 +175,7 @@ def test_the_next_batch_goes_up_and_the_one_before_is_added_while_one_is_compute
 
 
 def test_memory_that_runs_out_at_any_operation_beside_another_batch(overlapping):
-    for at in range(1, 400, 7):
+    for at in range(1, 1000, 7):
         source = Source(Fuse(at))
         got = go(source)
         cuts = set(got.plan.offsets.tolist()) - set(OFFSETS.tolist())
