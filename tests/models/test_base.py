@@ -55,6 +55,23 @@ def test_select_takes_arrays_and_keeps_none_as_none() -> None:
             tokens.select(wrong)
 
 
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=8), st.data())
+def test_keep_takes_tokens_as_a_loop_would(lengths: list[int], data: Any) -> None:
+    tokens = make(lengths)
+    which = np.array(
+        data.draw(st.lists(st.booleans(), min_size=sum(lengths), max_size=sum(lengths))), dtype=bool
+    )
+    got = tokens.keep(which)
+    cells = tokens.packing.split_q(torch.from_numpy(which))
+    assert got.lengths == tuple(int(cell.sum()) for cell in cells)
+    for name in ("ids", "gene_index", "kind", "values", "external"):
+        assert getattr(got, name).tolist() == getattr(tokens, name)[torch.from_numpy(which)].tolist()
+    for cell, length in zip(got.packing.split_q(got.positions), got.lengths, strict=True):
+        assert cell.tolist() == list(range(length))
+    assert got.lost_vocabulary.tolist() == tokens.lost_vocabulary.tolist()
+    assert make(lengths, optional=False).keep(which).values is None
+
+
 def test_tokens_must_fit_their_packing() -> None:
     tokens = make([2, 3])
     for field in fields(tokens):

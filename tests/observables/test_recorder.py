@@ -30,7 +30,8 @@ def maps(layer: int) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("with_last_v", [True, False])
 def test_received_and_entropy(with_last_v: bool, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    recorder = Recorder([Received(), Received(per_layer=True, name="each"), Entropy()], backend=backend)
+    each, summed = Received(per_layer=True, name="each"), Received(per_layer=True, heads="sum", name="summed")
+    recorder = Recorder([Received(), each, summed, Entropy()], backend=backend)
     recorder.begin(2, PACKING)
     with counted_ops(monkeypatch) as calls:
         assert recorder.attend(attention(0)).shape == (39, 4, 16)
@@ -43,10 +44,16 @@ def test_received_and_entropy(with_last_v: bool, backend: str, monkeypatch: pyte
         both = torch.stack(layers)
         assert_close(recorder["received"][cell].double(), both.sum((0, 1, 2)), rtol=1e-5, atol=1e-6)
         assert_close(recorder["each"][cell].double(), both.sum(2), rtol=1e-5, atol=1e-6)
+        assert_close(recorder["summed"][cell].double(), both.sum((1, 2)), rtol=1e-5, atol=1e-6)
         entropy = torch.special.entr(both).sum(-1).transpose(1, 2)
         assert_close(recorder["entropy"][cell].double(), entropy, rtol=1e-4, atol=1e-5)
         n = LENGTHS[cell]
         assert_close(recorder["received"][cell].sum().item(), 2.0 * 4 * n, rtol=1e-5, atol=0)
+
+
+def test_received_sums_heads_or_keeps_them() -> None:
+    with pytest.raises(ValueError, match="heads='mean' is unknown; use 'none' or 'sum'"):
+        Received(per_layer=True, heads="mean")
 
 
 def test_nothing_is_computed_that_nobody_wants(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
