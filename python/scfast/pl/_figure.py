@@ -61,7 +61,7 @@ def title(panel: Axes, name: str, facts: str = "") -> None:
     panel.set_title(name, fontsize=10.5, loc="left", pad=6 + 10 * lines, fontweight="bold")
     if facts:
         below = panel.text(0, 1.015, facts, transform=panel.transAxes, fontsize=7.5, color=GREY, va="bottom")
-        below.set_in_layout(False)  # a long line is no reason for narrow panels
+        below.set_in_layout(not name)  # the title keeps its place, and a long line makes no panel narrow
 
 
 def legend(figure: Figure, panels: Sequence[Axes], names: Sequence[str] | None = None) -> None:

@@ -176,7 +176,7 @@ def _names(panel: Axes, part: pd.DataFrame, size: int, n_labels: int, labels: di
             box = text.get_window_extent()
             inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
             hidden = np.all((points >= box.padded(1.5).min) & (points <= box.padded(1.5).max), axis=1).any()
-            if inside and not hidden and not any(box.overlaps(other) for other in written):
+            if inside and not hidden and not any(box.padded(3.0).overlaps(other) for other in written):
                 written.append(box)
                 break
             text.remove()

@@ -39,8 +39,8 @@ def received(
 
     received_j is the sum of P_ij over queries i, heads and layers: column sums of the attention maps, taken while
     the model runs, so that no map is ever held. Over the tokens of a cell they sum to layers x heads x n: what a
-    gene receives grows with the number n of tokens that can attend to it, and layers x heads is the average of any
-    cell.
+    gene receives may grow with the number n of tokens that can attend to it, and the average token of any cell receives
+    layers x heads.
 
     Parameters
     ----------
