@@ -78,7 +78,9 @@ def confusion(
     for panel, (name, log) in zip(axes, named.items(), strict=True):
         image = _panel(panel, name, log[part], classes[0], first=panel is axes[0])
     if ax is None:
-        bar = figure_of(axes[0]).colorbar(image, ax=axes, shrink=0.7, aspect=18, pad=0.02)
+        figure = figure_of(axes[0])
+        figure.get_layout_engine().set(h_pad=0.15, w_pad=0.1)  # type: ignore[call-arg, union-attr]
+        bar = figure.colorbar(image, ax=axes, shrink=0.7, aspect=18, pad=0.02)
         bar.set_label("share of the true class", fontsize=8.5)
         bar.ax.tick_params(labelsize=8, length=0)
         bar.outline.set_visible(False)  # type: ignore[operator]

@@ -43,7 +43,6 @@ class Settings:
     class_weights: tuple[float, ...]
     freeze: Freeze
     steps: int
-    epochs: int
     batch_tokens: int
     lr: float
     weight_decay: float
@@ -125,7 +124,6 @@ def finetune(
         epochs=Epochs(data.cells.lengths[train], settings.batch_tokens, settings.seed),
         loss=lambda step, rows: classifier.loss(train[rows]),
         evaluate=lambda: _validation(classifier, len(settings.classes)),
-        every=max(1, settings.steps // settings.epochs),
         progress=progress,
         enough=stopping,
     )

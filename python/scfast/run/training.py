@@ -8,7 +8,7 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -108,16 +108,26 @@ class Epochs:
     def __init__(self, lengths: np.ndarray, batch_tokens: int, seed: int):
         self.lengths, self.batch_tokens, self.seed = lengths, batch_tokens, seed
         self.number = 0
-        self._batches: Iterator[np.ndarray] = iter(())
+        self._left: list[np.ndarray] = []
 
     def next(self) -> np.ndarray:
         """Rows of the next batch."""
-        for batch in self._batches:
-            return batch
-        order = rng(self.seed, EPOCH, self.number)
-        self._batches = iter(random_batches(self.lengths, self.batch_tokens, order))
-        self.number += 1
-        return next(self._batches)
+        if not self._left:
+            self._left = self._batches(self.number)[::-1]
+            self.number += 1
+        return self._left.pop()
+
+    @property
+    def ended(self) -> bool:
+        """Whether all cells were seen as often as each other."""
+        return not self._left
+
+    def steps(self, epochs: int) -> int:
+        """Batches of the first epochs together; they differ in number, as batches depend on the order."""
+        return sum(len(self._batches(number)) for number in range(epochs))
+
+    def _batches(self, number: int) -> list[np.ndarray]:
+        return random_batches(self.lengths, self.batch_tokens, rng(self.seed, EPOCH, number))
 
     def skip(self, steps: int) -> None:
         """Pass over the batches of a run's first steps."""
@@ -141,7 +151,7 @@ def fit(
     epochs: Epochs,
     loss: Callable[[int, np.ndarray], torch.Tensor],
     evaluate: Callable[[], Mapping[str, float]],
-    every: int,
+    every: int | None = None,
     progress: Progress | None = None,
     stop_after: int | None = None,
     enough: Callable[[list[dict[str, float]]], bool] | None = None,
@@ -163,7 +173,9 @@ def fit(
     loss
         (step, rows) -> loss to descend, a scalar with a graph. torch's generator is seeded for the step.
     evaluate
-        Figures for the log's history, called every ``every`` steps and after the last.
+        Figures for the log's history.
+    every
+        Steps between evaluations, and checkpoints; None: the end of each epoch. The last step has one too.
     progress
         Called with each entry of the history.
     stop_after
@@ -193,7 +205,8 @@ def fit(
             step += 1
             done = step == schedule.steps
             killed = stop_after is not None and step >= stop_after
-            if step % every == 0 or done or killed:
+            due = epochs.ended if every is None else step % every == 0
+            if due or done or killed:
                 entry: dict[str, float] = {
                     "step": step,
                     "steps": schedule.steps,

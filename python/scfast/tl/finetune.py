@@ -18,7 +18,7 @@ from scfast.run import finetune as training
 from scfast.run.classifier import Freeze, LabelledCells
 from scfast.run.masking import TokenisedCells
 from scfast.run.split import TRAIN
-from scfast.run.training import HEAD, SPLIT, Progress, rng, steps_of_epochs
+from scfast.run.training import HEAD, SPLIT, Epochs, Progress, rng
 from scfast.tl._inputs import check_share, get_counts, get_source
 from scfast.tl._labels import Labelled, label_cells, require_classes
 from scfast.tl._parts import cells_by_part, choose_parts, group_of_cells, groups_by_part
@@ -167,8 +167,7 @@ def finetune(
         classes=labelled.classes,
         class_weights=_class_weights(class_weights, labelled.codes[train], labelled.classes),
         freeze=freeze,
-        steps=steps_of_epochs(cells.lengths[train], batch_tokens, epochs),
-        epochs=epochs,
+        steps=Epochs(cells.lengths[train], batch_tokens, seed).steps(epochs),
         batch_tokens=batch_tokens,
         lr=lr,
         weight_decay=weight_decay,
