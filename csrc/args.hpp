@@ -67,11 +67,25 @@ struct MatmulArgs {
   float* out;                                   // [Tq, Hout, width]
 };
 
+struct TopkArgs {
+  Geometry where;
+  int n;                                        // entries of a row
+  int fusion;
+  const float* head_weights;
+  float* values;                                // [Tq, Hout, n]
+  int64_t* keys;                                // [Tq, Hout, n], place within the cell
+};
+
 struct RowstatsArgs {
   Geometry where;
   int fusion;
   const float* head_weights;
   float *entropy, *max, *self_weight, *row_sum; // [Tq, Hout] each
+};
+
+struct CompareArgs {
+  Geometry where[2];                            // one of each model, over the same queries, keys and heads
+  double* sums;                                 // [3, B, H]: P1 * P2, P1^2, P2^2
 };
 
 }  // namespace scfast

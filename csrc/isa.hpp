@@ -11,6 +11,8 @@ struct Kernels {
   bool (*attention_rowstats)(const RowstatsArgs*);
   bool (*attention_backward)(const BackwardArgs*);
   bool (*attention_matmul)(const MatmulArgs*);
+  bool (*attention_compare)(const CompareArgs*);
+  bool (*attention_topk)(const TopkArgs*);
 };
 
 extern "C" {

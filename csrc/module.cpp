@@ -149,6 +149,14 @@ NB_MODULE(_kernels, m) {
     run(chosen->attention_rowstats, RowstatsArgs{where, fusion, at<float>(head_weights), at<float>(entropy),
                                                  at<float>(max), at<float>(self_weight), at<float>(row_sum)});
   });
+  m.def("attention_compare", [](const Geometry& first, const Geometry& second, uintptr_t sums) {
+    run(chosen->attention_compare, CompareArgs{{first, second}, at<double>(sums)});
+  });
+  m.def("attention_topk",
+        [](const Geometry& where, int n, int fusion, uintptr_t head_weights, uintptr_t values, uintptr_t keys) {
+          run(chosen->attention_topk,
+              TopkArgs{where, n, fusion, at<float>(head_weights), at<float>(values), at<int64_t>(keys)});
+        });
 
   m.def("attention_matmul",
         [](const Geometry& where, uintptr_t x, int width, int fusion, uintptr_t head_weights, uintptr_t out) {

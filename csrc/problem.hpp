@@ -40,6 +40,7 @@ SCFAST_INLINE int longest_key_list(const Geometry& g) {
 struct Unit {
   Cell cell;
   int head, chunk, first_row, rows;
+  int64_t index;  // in the schedule
 };
 
 // Units in the order of the packing's work list, the chunks of one head side by side so that its keys are read once.
@@ -90,6 +91,7 @@ struct Schedule {
     u.head = (int)(within / chunks);
     u.chunk = (int)(within % chunks);
     u.first_row = u.chunk * rows;
+    u.index = index;
     u.rows = u.cell.queries - u.first_row < rows ? u.cell.queries - u.first_row : rows;
     return u;
   }

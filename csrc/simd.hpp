@@ -48,6 +48,21 @@ SCFAST_INLINE vf max(vf a, vf b) {
 
 SCFAST_INLINE vf select(vi mask, vf yes, vf no) { return mask ? yes : no; }
 
+// Lane i of a comparison as bit i.
+SCFAST_INLINE uint32_t bits(vi mask) {
+#if defined(__AVX512F__)
+  return _mm512_movepi32_mask((__m512i)mask);
+#elif defined(__AVX2__)
+  return (uint32_t)_mm256_movemask_ps((__m256)mask);
+#elif defined(__SSE2__)
+  return (uint32_t)_mm_movemask_ps((__m128)mask);
+#else
+  uint32_t found = 0;
+  for (int i = 0; i < W; i++) found |= (uint32_t)(mask[i] & 1) << i;
+  return found;
+#endif
+}
+
 // 2^x for x <= 0; 0 below 2^-126, NaN for NaN. Minimax polynomial of degree 5, exact at 0, error 1e-7.
 SCFAST_INLINE vf exp2_negative(vf x) {
 #if defined(__AVX512F__)

@@ -88,6 +88,32 @@ struct StripBuffers {
   }
 };
 
+// How far the rows of a strip see.
+template <int NV>
+struct Sight {
+  vf limit[NV];        // last key of each row
+  int last, unmasked;  // keys that some row sees, and that every row sees
+};
+
+template <int NV>
+SCFAST_INLINE Sight<NV> sight_of(const Score& score, const int* row, int rows, int n_keys) {
+  Sight<NV> sight;
+  sight.last = sight.unmasked = n_keys;
+  if (!score.causal) return sight;
+  float see[NV * W];
+  int furthest = INT32_MIN, nearest = INT32_MAX;
+  for (int i = 0; i < NV * W; i++) {
+    const int sees = row[i < rows ? i : rows - 1] + score.offset;
+    see[i] = (float)sees;
+    if (sees > furthest) furthest = sees;
+    if (sees < nearest) nearest = sees;
+  }
+  for (int v = 0; v < NV; v++) sight.limit[v] = loadu(see + v * W);
+  if (furthest + 1 < n_keys) sight.last = furthest + 1 > 0 ? furthest + 1 : 0;
+  sight.unmasked = nearest + 1;
+  return sight;
+}
+
 // Softcap, bias and causal mask on a block of scores; returns the new maxima.
 template <int NV>
 static void adjust(float* p, int first_key, int keys, const Score& score, const vf* limit, vf* largest) {
@@ -159,21 +185,8 @@ template <class Dot, int NV, bool kEntropy>
 static void visit_strip(const StripBuffers<Dot>& b, const Score& score, const int* row, int rows, int n_keys,
                         Wants wants, Columns* owed, Strip* strip) {
   constexpr int lanes = NV * W;
-  vf limit[NV];  // last key each row may see
-  int last = n_keys, unmasked = n_keys;
-  if (score.causal) {
-    float see[lanes];
-    int furthest = INT32_MIN, nearest = INT32_MAX;
-    for (int i = 0; i < lanes; i++) {
-      const int sees = row[i < rows ? i : rows - 1] + score.offset;
-      see[i] = (float)sees;
-      if (sees > furthest) furthest = sees;
-      if (sees < nearest) nearest = sees;
-    }
-    for (int v = 0; v < NV; v++) limit[v] = loadu(see + v * W);
-    if (furthest + 1 < last) last = furthest + 1 > 0 ? furthest + 1 : 0;
-    unmasked = nearest + 1;
-  }
+  const Sight<NV> sight = sight_of<NV>(score, row, rows, n_keys);
+  const int last = sight.last;
   vf shift[NV], sum[NV], weighted[NV];
   for (int v = 0; v < NV; v++) {
     shift[v] = splat(kLeast);
@@ -203,7 +216,8 @@ static void visit_strip(const StripBuffers<Dot>& b, const Score& score, const in
       score_tile<Dot, NV>(b.q, b.k + (size_t)(first + key) * b.depth, b.depth, b.depth, score.dot_factor, keys - key,
                           p + key * lanes, largest, soon);
     }
-    if (score.cap > 0 || score.bias || first + keys > unmasked) adjust<NV>(p, first, keys, score, limit, largest);
+    if (score.cap > 0 || score.bias || first + keys > sight.unmasked)
+      adjust<NV>(p, first, keys, score, sight.limit, largest);
 
     vf block_sum[NV], block_weighted[NV];
     for (int v = 0; v < NV; v++) {

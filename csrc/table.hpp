@@ -2,9 +2,11 @@
 #pragma once
 #include "attention_backward.hpp"
 #include "attention_colsum.hpp"
+#include "attention_compare.hpp"
 #include "attention_forward.hpp"
 #include "attention_matmul.hpp"
 #include "attention_rowstats.hpp"
+#include "attention_topk.hpp"
 #include "isa.hpp"
 
 #define SCFAST_NAME_(a, b) a##b
@@ -13,6 +15,6 @@
 #define SCFAST_TEXT(a) SCFAST_TEXT_(a)
 
 extern "C" const scfast::Kernels scfast::SCFAST_NAME(scfast_, SCFAST_ISA) = {
-    SCFAST_TEXT(SCFAST_ISA), attention_forward,  attention_colsum,
-    attention_rowstats,      attention_backward, attention_matmul,
+    SCFAST_TEXT(SCFAST_ISA), attention_forward, attention_colsum,  attention_rowstats,
+    attention_backward,      attention_matmul,  attention_compare, attention_topk,
 };

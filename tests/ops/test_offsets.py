@@ -9,7 +9,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from scfast.ops import attention_colsum, attention_forward, attention_matmul, attention_rowstats
+from scfast.ops import (
+    attention_colsum,
+    attention_compare,
+    attention_forward,
+    attention_matmul,
+    attention_rowstats,
+    attention_topk,
+)
 from tests.ops.helpers import Case, make_case
 
 #: Tokens this far apart: the third lies past 2**31 elements.
@@ -54,4 +61,7 @@ def results(case: Case) -> list[torch.Tensor]:
     full = attention_forward(case.q, case.k, case.v, case.packing, received=True, entropy=True, max=True)
     sums = attention_colsum(case.q, case.k, case.packing, heads="max")
     product = attention_matmul(case.q, case.k, case.packing, torch.eye(TOKENS))
-    return [*full, sums, product, *attention_rowstats(case.q, case.k, case.packing, heads="mean")]
+    rows = attention_rowstats(case.q, case.k, case.packing, heads="mean")
+    products = attention_compare(case.q, case.k, case.q, case.k, case.packing)
+    strongest = attention_topk(case.q, case.k, case.packing, 2)
+    return [*full, sums, product, *rows, *products, *strongest]

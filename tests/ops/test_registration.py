@@ -48,6 +48,8 @@ def arguments(op: str, dtype: torch.dtype = torch.float32, **extra: Any) -> tupl
         ),
         "attention_matmul": (case.q, case.k, *where, *score, torch.rand(49, 20), linear, weights),
         "attention_rowstats": (case.q, case.k, *where, *score, heads, weights, *given),
+        "attention_topk": (case.q, case.k, *where, *score, 5, heads, weights),
+        "attention_compare": (case.q, case.k, case.q * 2, case.k, *where, *score, *score),
     }[op]
 
 
@@ -57,6 +59,8 @@ OPS = (
     "attention_colsum",
     "attention_rowstats",
     "attention_matmul",
+    "attention_compare",
+    "attention_topk",
 )
 
 
@@ -104,6 +108,11 @@ def call(
         return out + 1, lse, received
     if op == "attention_matmul":
         return (ops.attention_matmul(q, k, packing, k.flatten(1), heads="none") + 1,)
+    if op == "attention_topk":
+        return ops.attention_topk(q, k, packing, 3)
+    if op == "attention_compare":
+        products = ops.attention_compare(q, k, v, k, packing, causal=(True, False))
+        return *products, products.cosine
     if op == "attention_colsum":
         sums, rho = ops.attention_colsum(q, k, packing, heads="max", row_sums=True)
         return sums * 2, rho

@@ -3,23 +3,29 @@
 from scfast.maps import Norm, Prob, Relevance
 from scfast.ops.attention_backward import AttentionGradients, attention_backward
 from scfast.ops.attention_colsum import attention_colsum
+from scfast.ops.attention_compare import MapProducts, attention_compare
 from scfast.ops.attention_forward import AttentionOutput, attention_forward
 from scfast.ops.attention_matmul import attention_matmul
 from scfast.ops.attention_rowstats import RowStats, attention_rowstats
+from scfast.ops.attention_topk import TopKeys, attention_topk
 from scfast.ops.rank_values import RankedCells, rank_values
 
 __all__ = [
     "AttentionGradients",
     "AttentionOutput",
+    "MapProducts",
     "Norm",
     "Prob",
     "RankedCells",
     "Relevance",
     "RowStats",
+    "TopKeys",
     "attention_backward",
     "attention_colsum",
+    "attention_compare",
     "attention_forward",
     "attention_matmul",
     "attention_rowstats",
+    "attention_topk",
     "rank_values",
 ]

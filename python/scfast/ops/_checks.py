@@ -13,17 +13,19 @@ HEADS = ("mean", "sum", "max", "min", "none")
 MAX_HEAD_DIM = 256
 
 
-def check_qk(q: torch.Tensor, k: torch.Tensor, packing: Packing) -> None:
-    """Refuse q and k that do not fit each other or the packing."""
+def check_qk(q: torch.Tensor, k: torch.Tensor, packing: Packing, suffix: str = "") -> None:
+    """Refuse q and k that do not fit each other or the packing; ``suffix`` tells two models' apart."""
     if not isinstance(packing, Packing):
         raise TypeError(
             f"packing must be a scfast.Packing, got {type(packing).__name__}: use Packing.from_lengths"
         )
     for name, x, total in (("q", q, packing.total_q), ("k", k, packing.total_k)):
-        _check_packed(name, x, total)
+        _check_packed(name + suffix, x, total)
     if k.shape[2] != q.shape[2]:
-        raise ValueError(f"q has head dim {q.shape[2]} and k has {k.shape[2]}; they must agree")
-    _check_same("k", k, q, packing)
+        raise ValueError(
+            f"q{suffix} has head dim {q.shape[2]} and k{suffix} has {k.shape[2]}; they must agree"
+        )
+    _check_same("k" + suffix, k, q, packing, "q" + suffix)
 
 
 def check_v(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, packing: Packing) -> None:
@@ -68,15 +70,15 @@ def _check_packed(name: str, x: torch.Tensor, total: int) -> None:
         raise TypeError(f"{name} is {x.dtype}; use one of {', '.join(map(str, DTYPES))}")
 
 
-def _check_same(name: str, x: torch.Tensor, q: torch.Tensor, packing: Packing) -> None:
+def _check_same(name: str, x: torch.Tensor, q: torch.Tensor, packing: Packing, q_name: str = "q") -> None:
     if x.dtype != q.dtype:
-        raise TypeError(f"q is {q.dtype} and {name} is {x.dtype}; cast them to one dtype")
+        raise TypeError(f"{q_name} is {q.dtype} and {name} is {x.dtype}; cast them to one dtype")
     if x.device != q.device or packing.device != q.device:
         raise ValueError(
-            f"q is on {q.device}, {name} on {x.device}, the packing on {packing.device}: move them together"
+            f"{q_name} is on {q.device}, {name} on {x.device}, the packing on {packing.device}: move them together"
         )
     if x.shape[1] == 0 or q.shape[1] % x.shape[1]:
-        raise ValueError(f"q has {q.shape[1]} heads, which {name}'s {x.shape[1]} heads do not divide")
+        raise ValueError(f"{q_name} has {q.shape[1]} heads, which {name}'s {x.shape[1]} heads do not divide")
 
 
 def check_score(

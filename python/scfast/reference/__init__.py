@@ -2,16 +2,20 @@
 
 from scfast.reference.attention_backward import attention_backward
 from scfast.reference.attention_colsum import attention_colsum
+from scfast.reference.attention_compare import attention_compare
 from scfast.reference.attention_forward import attention_forward
 from scfast.reference.attention_matmul import attention_matmul
 from scfast.reference.attention_rowstats import attention_rowstats
+from scfast.reference.attention_topk import attention_topk
 from scfast.reference.rank_values import rank_values
 
 __all__ = [
     "attention_backward",
     "attention_colsum",
+    "attention_compare",
     "attention_forward",
     "attention_matmul",
     "attention_rowstats",
+    "attention_topk",
     "rank_values",
 ]
