@@ -135,6 +135,18 @@ def test_rank_profile(data, model, tmp_path):
     assert {"lengths.csv", "rank_profile.png", "cells.h5ad"} <= {file.name for file in tmp_path.iterdir()}
 
 
+def test_attention_shift(data, model, tmp_path):
+    of = f"geneformer:{model}"
+    options = ["--analysis", "attention_shift", "--against", of, "--groupby", "cell_type", "-o", tmp_path]
+    text = invoke("run", data, "--model", of, *options, "--text")
+    assert f"how attention shifts to {of}, by layer, head, gene and rank; 2 groups of cell_type" in text
+    np.testing.assert_allclose(pd.read_csv(tmp_path / "cosines.csv")[["mean", "concatenated"]], 1)
+    assert {file.name for file in tmp_path.iterdir()} == {
+        "cells.h5ad", "cosines.csv", "genes.csv", "ranks.csv", "groups.csv", "attention_shift.png",
+    }  # fmt: skip
+    assert "attention_shift" in ad.read_h5ad(tmp_path / "cells.h5ad").uns
+
+
 def test_key_genes(data, model, tmp_path):
     (tmp_path / "set.txt").write_text("3\n5\n999\n")
     options = [
@@ -199,6 +211,10 @@ def test_dry_run_says_what_would_be_done_and_writes_nothing(data, model, tmp_pat
         ({"--device": "tpu"}, "device='tpu' is no device that models run on: use 'cpu', 'cuda' or 'cuda:N'"),
         ({"--device": "cuda:99"}, "device='cuda:99', but torch"),
         ({"--counts-layer": "raw"}, "counts_layer='raw'"),
+        (
+            {"--analysis": "attention_shift"},
+            "compares 2 models and 1 is named: --model is one, --against the",
+        ),
         ({"--quantiles": "4"}, "--quantiles means nothing to --analysis rollout; it belongs to rank_profile"),
         ({"--analysis": "embed", "--readout": "mean"}, "--readout means nothing to --analysis embed"),
         (

@@ -16,6 +16,7 @@ from scfast.analyses import (
     GroupExpression,
     GroupScores,
     LayerScores,
+    MapCosines,
     RankProfile,
     Strata,
 )
@@ -28,6 +29,8 @@ TOKENS = SOURCE.tokenize(ADATA.X, ADATA.var)
 SCORES = torch.rand(3, TOKENS.n_tokens, generator=torch.Generator().manual_seed(5))
 OF_CELLS = torch.rand(ADATA.n_obs, 2, 3, generator=torch.Generator().manual_seed(7))
 EACH = torch.rand(2, 3, TOKENS.n_tokens, generator=torch.Generator().manual_seed(6))  # [layers, heads, T]
+#: [cells, layers, heads, 3]: <P1, P2>, |P1|^2, |P2|^2
+PRODUCTS = torch.rand(ADATA.n_obs, 3, 2, 3, generator=torch.Generator().manual_seed(7)).double() + 0.5
 
 
 def cells(rows: Sequence[int]) -> Batch:
@@ -37,6 +40,7 @@ def cells(rows: Sequence[int]) -> Batch:
     where = [np.arange(starts[row], starts[row] + TOKENS.lengths[row]) for row in rows]
     kept = torch.from_numpy(np.concatenate([*where, np.empty(0, dtype=np.int64)]).astype(np.int64))
     observed = {"rollout": SCORES[:, kept], "each": EACH[..., kept], "of cells": OF_CELLS[rows]}
+    observed["map_shift"] = PRODUCTS[rows]
     return Batch(rows, TOKENS.select(rows), observed, ADATA.X[rows])
 
 
@@ -56,6 +60,8 @@ ACCUMULATORS = {
     "means over tokens": lambda: CellMeans(strata(replicates=True), 4, "each", per_token=1),
     "ranks": lambda: RankProfile(strata(replicates=False), 24, name="rollout", row=1),
     "ranks over replicates": lambda: RankProfile(strata(replicates=True), 30, name="each", row=4),
+    "cosines": lambda: MapCosines(strata(replicates=False), 3, 2),
+    "cosines over replicates": lambda: MapCosines(strata(replicates=True), 3, 2),
     "heads of layers": lambda: LayerScores(strata(replicates=False), ADATA.n_vars, 6, name="each"),
 }
 

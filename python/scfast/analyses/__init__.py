@@ -1,12 +1,14 @@
 """Results over many cells: accumulators that update and merge, and writers of one row per cell."""
 
 from scfast.analyses.base import Accumulator, Addition, Batch, RowBlock, RowWriter
+from scfast.analyses.cell_edges import CellEdges
 from scfast.analyses.cell_means import CellMeans
 from scfast.analyses.cell_scores import CellScores
 from scfast.analyses.embedding import Embedding
 from scfast.analyses.group_expression import GroupExpression
 from scfast.analyses.group_scores import GroupScores
 from scfast.analyses.layer_scores import LayerScores
+from scfast.analyses.map_cosines import MapCosines
 from scfast.analyses.rank_profile import RankProfile
 from scfast.analyses.strata import Strata
 
@@ -14,12 +16,14 @@ __all__ = [
     "Accumulator",
     "Addition",
     "Batch",
+    "CellEdges",
     "CellMeans",
     "CellScores",
     "Embedding",
     "GroupExpression",
     "GroupScores",
     "LayerScores",
+    "MapCosines",
     "RankProfile",
     "RowBlock",
     "RowWriter",

@@ -27,6 +27,8 @@ class Analysis:
     takes
         Options that mean something to it, beside those of every analysis: the tool's arguments of the same names, and
         ``against`` for tools that take several models.
+    n_models
+        Models that the tool takes as its first arguments; None: any number, as one mapping.
     describe
         What will be done; ``groups`` among the options says over which cells.
     show
@@ -42,6 +44,7 @@ class Analysis:
     show: Callable[[Console, AnnData], None] | None = None
     files: Mapping[str, tuple[str, bool]] = field(default_factory=dict)
     figure: str | None = None
+    n_models: int | None = 1
 
 
 def check_options(name: str, given: Iterable[str]) -> None:
@@ -62,6 +65,23 @@ def check_options(name: str, given: Iterable[str]) -> None:
             )
 
 
+def check_models(name: str, given: int) -> None:
+    """Refuse more or fewer models than an analysis compares.
+
+    Examples
+    --------
+    >>> check_models("attention_shift", 1)
+    Traceback (most recent call last):
+    ValueError: --analysis attention_shift compares 2 models and 1 is named: --model is one, --against the other
+    """
+    wanted = ANALYSES[name].n_models
+    if wanted == 2 and given != wanted:
+        raise ValueError(
+            f"--analysis {name} compares 2 models and {given} {'is' if given == 1 else 'are'} named: --model is one,"
+            " --against the other"
+        )
+
+
 def run(
     name: str, adata: AnnData, models: Mapping[str, AttentionSource], options: Options, common: dict[str, Any]
 ) -> None:
@@ -72,9 +92,9 @@ def run(
     arguments = {option: options[option] for option in takes - {"against"}}
     if "null" in takes:
         arguments["null"] = "untrained" if options["null"] else None
-    getattr(tl, name)(
-        adata, models if "against" in takes else next(iter(models.values())), **arguments, **common
-    )
+    wanted = ANALYSES[name].n_models
+    taken = [models] if wanted is None else list(models.values())[:wanted]
+    getattr(tl, name)(adata, *taken, **arguments, **common)
 
 
 def write(name: str, adata: AnnData, out: Path) -> list[Path]:
@@ -112,6 +132,12 @@ def _rank_profile(options: Options, model: AttentionSource) -> str:
     return f"attention received at each rank{against}; {options['groups']}"
 
 
+def _attention_shift(options: Options, model: AttentionSource) -> str:
+    return (
+        f"how attention shifts to {options['against'][0]}, by layer, head, gene and rank; {options['groups']}"
+    )
+
+
 def _key_genes(options: Options, model: AttentionSource) -> str:
     return f"genes that receive most attention over all cells; ranks in {options['groups']}{_beside(options)}"
 
@@ -142,6 +168,20 @@ ANALYSES = {
         lambda console, adata: tables.show_rank_profile(console, adata.uns["rank_profile"]),
         {"table": ("ranks", False), "lengths": ("lengths", False), "genes": ("marked_genes", False)},
         "rank_profile.png",
+        n_models=None,
+    ),
+    "attention_shift": Analysis(
+        frozenset({"against", "groupby"}),
+        _attention_shift,
+        None,
+        {
+            "cosine": ("cosines", False),
+            "genes": ("genes", False),
+            "ranks": ("ranks", False),
+            "groups": ("groups", True),
+        },
+        "attention_shift.png",
+        n_models=2,
     ),
     "key_genes": Analysis(
         frozenset({"groupby", "highlight", "gene_symbols", "null", "seed"}),

@@ -9,7 +9,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from scfast.cli.analyses import ANALYSES, check_options, run, write
+from scfast.cli.analyses import ANALYSES, check_models, check_options, run, write
 from scfast.cli.console import Console, json_option
 
 
@@ -31,7 +31,9 @@ from scfast.cli.console import Console, json_option
 @click.option("--layers", help="prefix, suffix, or FIRST-LAST such as 0-2.  [default: all]")
 @click.option("--by", type=click.Choice(["layer", "head"]), help="received: also for each layer or head.")
 @click.option(
-    "--against", multiple=True, help="rank_profile: KIND:FOLDER of another model, compared with --model."
+    "--against",
+    multiple=True,
+    help="rank_profile, attention_shift: KIND:FOLDER of another model, compared with --model.",
 )
 @click.option("--genes", help="rank_profile: genes whose rank is marked, as A,B,C or a file of names.")
 @click.option(
@@ -78,6 +80,7 @@ def command(
       scfast run cells.h5ad --model geneformer:my_model --readout gene:TP53 --no-null -o results
       scfast run cells.h5ad --model geneformer:my_model --analysis received --by layer -o results
       scfast run cells.h5ad --model geneformer:base --analysis rank_profile --against geneformer:tuned -o results
+      scfast run cells.h5ad --model geneformer:base --analysis attention_shift --against geneformer:tuned -o results
       scfast run cells.h5ad --model geneformer:my_model --analysis key_genes --highlight p53.txt -o results
       scfast run cells.h5ad --model geneformer:my_model --analysis embed -o results
       scfast run cells.h5ad --model geneformer:my_model --device cuda:1 --memory 20GB -o results
@@ -99,6 +102,7 @@ def command(
         parse_memory(memory)
     where = default_device() if device is None else resolve_device(device)
     wanted = [parse_model("--model", model), *(parse_model("--against", text) for text in options["against"])]
+    check_models(analysis, len(wanted))
     adata = load(data)
     for option in ("groupby", "replicate_key"):
         if options[option] is not None and options[option] not in adata.obs:

@@ -6,10 +6,12 @@ from scfast.observables.base import BatchInfo, Observable
 from scfast.observables.entropy import Entropy
 from scfast.observables.globenc import GlobEnc
 from scfast.observables.hidden_states import HiddenStates
+from scfast.observables.map_shift import MapShift, ReceivedShift
 from scfast.observables.norms import HeadNorms, MixingRatio
 from scfast.observables.received import Received
 from scfast.observables.relevance import GradientAttention, Relevance
 from scfast.observables.rollout import Rollout
+from scfast.observables.strongest_edges import StrongestEdges
 from scfast.observables.target import Target
 
 __all__ = [
@@ -21,10 +23,13 @@ __all__ = [
     "GradientAttention",
     "HeadNorms",
     "HiddenStates",
+    "MapShift",
     "MixingRatio",
     "Observable",
     "Received",
+    "ReceivedShift",
     "Relevance",
     "Rollout",
+    "StrongestEdges",
     "Target",
 ]

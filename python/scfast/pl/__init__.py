@@ -1,6 +1,7 @@
 """Plots; each returns its Axes and takes ``ax=``, ``show=`` and ``save=``."""
 
 from scfast.pl.attention_norms import attention_norms
+from scfast.pl.attention_shift import attention_shift
 from scfast.pl.compare_de import compare_de
 from scfast.pl.confusion import confusion
 from scfast.pl.key_genes import key_genes
@@ -8,4 +9,13 @@ from scfast.pl.rank_profile import rank_profile
 from scfast.pl.received import received
 from scfast.pl.rollout import rollout
 
-__all__ = ["attention_norms", "compare_de", "confusion", "key_genes", "rank_profile", "received", "rollout"]
+__all__ = [
+    "attention_norms",
+    "attention_shift",
+    "compare_de",
+    "confusion",
+    "key_genes",
+    "rank_profile",
+    "received",
+    "rollout",
+]

@@ -1,6 +1,7 @@
 """Tools: what a model attends to, written into an AnnData."""
 
 from scfast.tl.attention_norms import attention_norms
+from scfast.tl.attention_shift import attention_shift
 from scfast.tl.compare_de import compare_de
 from scfast.tl.embed import embed
 from scfast.tl.finetune import finetune
@@ -10,9 +11,11 @@ from scfast.tl.rank_profile import rank_profile
 from scfast.tl.received import received
 from scfast.tl.relevance import relevance
 from scfast.tl.rollout import rollout
+from scfast.tl.strongest_edges import strongest_edges
 
 __all__ = [
     "attention_norms",
+    "attention_shift",
     "compare_de",
     "embed",
     "finetune",
@@ -22,4 +25,5 @@ __all__ = [
     "received",
     "relevance",
     "rollout",
+    "strongest_edges",
 ]
