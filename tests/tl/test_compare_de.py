@@ -147,6 +147,14 @@ def test_given_layer(before):
     )
 
 
+def test_values_that_are_not_counts_warn_where_they_were_given(before):
+    adata = before.copy()
+    adata.X = adata.X.log1p()
+    with pytest.warns(UserWarning, match="look log-normalised") as seen:
+        scfast.tl.compare_de(adata, top=[5])
+    assert [warning.filename for warning in seen] == [__file__]
+
+
 def test_same_bits_copy_and_file(before, tmp_path):
     adata, _ = run(before)
     again, _ = run(before)

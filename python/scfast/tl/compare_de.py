@@ -119,7 +119,13 @@ def compare_de(
     if not sizes or sizes[0] < 1:
         raise ValueError(f"top={top!r} must hold sizes of lists, such as (20, 50, 100)")
     results, groupby = _grouped(adata, key, groupby)
-    cells = _tested(adata, results, groupby, layer)
+    if layer is not None and layer not in adata.layers:
+        raise KeyError(f"layer={layer!r} is not in adata.layers, which has {list(adata.layers)}")
+    if layer is None:
+        logged = _logged(get_counts(adata, results["params"].get("counts_layer")).matrix)
+    else:
+        logged = adata.layers[layer]
+    cells = _tested(adata, groupby, logged)
     test = _wilcoxon(cells, tie_correct=tie_correct)
     if score == "difference":
         test = test.join(_differences(cells))
@@ -187,20 +193,14 @@ def _grouped(adata: AnnData, key: str, groupby: str | None) -> tuple[dict[str, A
     return results, own
 
 
-def _tested(adata: AnnData, results: dict[str, Any], groupby: str, layer: str | None) -> AnnData:
+def _tested(adata: AnnData, groupby: str, logged: sparse.csr_matrix | np.ndarray) -> AnnData:
     """The cells that have a group, with logged expression in X and their group in obs; ``adata`` is left alone."""
     from anndata import AnnData
 
-    if layer is not None and layer not in adata.layers:
-        raise KeyError(f"layer={layer!r} is not in adata.layers, which has {list(adata.layers)}")
     cells = adata.obs[groupby].notna().to_numpy()
-    if layer is None:
-        values = _logged(get_counts(adata, results["params"].get("counts_layer")).matrix[cells])
-    else:
-        values = adata.layers[layer][cells]
     labels = pd.Categorical(adata.obs.loc[cells, groupby].astype(str))
     obs = pd.DataFrame({"group": labels}, index=adata.obs_names[cells].astype(str))
-    return AnnData(values, obs=obs, var=pd.DataFrame(index=adata.var_names.astype(str)))
+    return AnnData(logged[cells], obs=obs, var=pd.DataFrame(index=adata.var_names.astype(str)))
 
 
 def _wilcoxon(cells: AnnData, *, tie_correct: bool) -> pd.DataFrame:
