@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from scfast.pl._figure import MAX_COLUMNS
+from scfast.pl._figure import MAX_COLUMNS, finish
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -80,8 +80,6 @@ def attention_norms(
     >>> panels = {"before": "norms_before", "after": "norms_after"}
     >>> scfast.pl.attention_norms(adata, key=panels, scale="shared")  # doctest: +SKIP
     """
-    import matplotlib.pyplot as plt
-
     if scale not in ("min-max", "shared", "none"):
         raise ValueError(f"scale={scale!r} is unknown; use 'min-max', 'shared' or 'none'")
     names = {key: key} if isinstance(key, str) else key if isinstance(key, Mapping) else {k: k for k in key}
@@ -107,12 +105,7 @@ def attention_norms(
             bar.ax.tick_params(labelsize=7.5, length=0)
             name = LABELS.get(quantity, quantity)
             bar.set_label(f"{name}, scaled" if scale != "none" else name, fontsize=7.5)
-    if save is not None:
-        drawn = axes[0].get_figure(root=True)
-        assert drawn is not None
-        drawn.savefig(save, dpi=200, bbox_inches="tight")
-    if show or (show is None and ax is None and save is None and plt.isinteractive()):
-        plt.show()
+    finish(axes[0], ax is None, show, save)
     return axes[0] if len(axes) == 1 else axes
 
 
