@@ -1,6 +1,6 @@
-"""Run tl.rollout on made cells in a process of its own, and print by how many bytes it grew at its peak.
+"""Run a tool on made cells in a process of its own, and print by how many bytes it grew at its peak.
 
-Usage: peak_memory.py MODEL_FOLDER MEMORY TOKENS_PER_CELL CELLS MOST_TOKENS_PER_BATCH
+Usage: peak_memory.py MODEL_FOLDER MEMORY TOKENS_PER_CELL CELLS MOST_TOKENS_PER_BATCH TOOL
 """
 
 from __future__ import annotations
@@ -26,22 +26,25 @@ def status(name: str) -> int:
 
 def main() -> None:
     """Measure."""
-    folder, memory, tokens, cells, most = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
+    folder, memory, tokens, cells, most = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:6])
+    tool = sys.argv[6]
     source = models.load("geneformer", folder)
     rng = np.random.default_rng(0)
     genes = source.genes[: tokens + 500]
     columns = np.concatenate([np.sort(rng.choice(len(genes), tokens, replace=False)) for _ in range(cells)])
     counts = (rng.poisson(2, len(columns)) + 1).astype(np.float32)
     x = sparse.csr_matrix((counts, columns, np.arange(cells + 1) * tokens), shape=(cells, len(genes)))
+    given = [source, source.untrained()] if tool == "attention_shift" else [source]
     adata = AnnData(x, var=pd.DataFrame(index=genes))
     plan.MAX_BATCH_TOKENS = most
 
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
     before = status("VmRSS")
-    scfast.tl.rollout(adata, source, memory=memory, progress=False)
+    getattr(scfast.tl, tool)(adata, *given, memory=memory, progress=False)
     growth = status("VmHWM") - before
-    assert np.allclose(adata.layers["rollout"].sum(1), 1, atol=1e-4)
-    print(growth, adata.uns["rollout"]["params"]["plan"]["batches"])
+    if tool == "rollout":
+        assert np.allclose(adata.layers["rollout"].sum(1), 1, atol=1e-4)
+    print(growth, adata.uns[tool]["params"]["plan"]["batches"])
 
 
 if __name__ == "__main__":

@@ -31,13 +31,14 @@ def folders(tmp_path_factory):
     }
 
 
-def grow(folder, memory, tokens, cells, most):
+def grow(folder, memory, tokens, cells, most, tool="rollout"):
     """(bytes, batches) of a run; an error of the run as a RuntimeError."""
     command = [
         sys.executable,
         "-m",
         "tests.run.peak_memory",
         *map(str, (folder, memory, tokens, cells, most)),
+        tool,
     ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -54,6 +55,14 @@ def test_peak_growth(folders, memory, tokens):
     assert growth < parse_memory(memory) + SLACK, f"grew by {growth / 1e6:.0f} MB"
     assert batches == {"0.5GB": 2, "1GB": 2, "4GB": 1}[memory]
     assert growth > 0.2 * min(parse_memory(memory), 0.6e9), "so little: was anything measured?"
+
+
+def test_two_models_share_the_budget(folders):
+    """q and k of all layers of the first are there while the second runs."""
+    growth, batches = grow(folders[2048], "0.5GB", 2048, 12, 10**9, "attention_shift")
+    assert growth < parse_memory("0.5GB") + SLACK, f"grew by {growth / 1e6:.0f} MB"
+    assert batches > 1
+    assert growth > 0.2e9, "so little: was anything measured?"
 
 
 def test_too_little_for_one_cell(folders):

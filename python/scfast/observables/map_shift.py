@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -11,11 +10,19 @@ from scfast import ops
 from scfast.observables.base import BatchInfo, Observable
 
 if TYPE_CHECKING:
-    from scfast.attention.layer import LayerAttention
+    from scfast.attention.layer import LayerAttention, ScoreOptions
     from scfast.ops import AttentionOutput
 
 #: Rounding may carry a cosine this far beyond 1.
 ROUNDING = 1e-4
+
+
+class _Scores(NamedTuple):
+    """What the map of a layer is made from; no more of the layer is kept."""
+
+    q: torch.Tensor
+    k: torch.Tensor
+    options: ScoreOptions
 
 
 class MapShift(Observable):
@@ -38,14 +45,14 @@ class MapShift(Observable):
     def begin(self, batch: BatchInfo) -> None:
         """Forget the last batch."""
         self._batch = batch
-        self._kept: dict[int, LayerAttention] = {}
+        self._kept: dict[int, _Scores] = {}
         self._products: list[torch.Tensor] = []
 
     def on_layer(self, attention: LayerAttention, output: AttentionOutput | None) -> None:
         """Keep a layer of the first model; compare one of the second with it."""
         half = self._batch.n_layers // 2
         if attention.layer < half:
-            self._kept[attention.layer] = replace(attention, v=None)
+            self._kept[attention.layer] = _Scores(attention.q, attention.k, attention.options)
             return
         first = self._kept.pop(attention.layer - half)
         one, two = first.options, attention.options
