@@ -121,8 +121,10 @@ def vectors(attention: LayerAttention, kind: str, sigma: dict[str, torch.Tensor]
         projection = layer_norm.part(projection)
         residual = None if residual is None else layer_norm.part(residual)
         inverse = inverse / sigma[norm]
-    repeats = n_heads // values.shape[1]  # grouped queries share values
-    return Vectors(values.float().repeat_interleave(repeats, dim=1), projection, residual, inverse)
+    values = values.float()
+    if values.shape[1] < n_heads:  # grouped queries share values
+        values = values.repeat_interleave(n_heads // values.shape[1], dim=1)
+    return Vectors(values, projection, residual, inverse)
 
 
 def self_weights(attention: LayerAttention) -> torch.Tensor:

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     import torch
     from anndata import AnnData
 
-#: float32 copies of values and states, and the vectors on the diagonal of a map, in units of the model's width.
-WIDE_COPIES = 6
+#: Vectors as wide as the model that a token takes while a layer is measured: its values, states and output, and the
+#: terms of the mixing ratio. Measured with 18 heads of 64 in 18 layers: 307 KB per token, of which q and k take 166 KB.
+WIDE_COPIES = 16
 
 
 def attention_norms(
