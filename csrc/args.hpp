@@ -6,6 +6,7 @@ namespace scfast {
 
 enum Dtype : int { kFloat32 = 0, kBfloat16 = 1, kFloat16 = 2 };
 enum Heads : int { kNone = 0, kSum = 1, kMax = 2, kMin = 3 };
+enum MapKind : int { kProb = 0, kNorm = 1, kRelevance = 2, kSignedRelevance = 3 };
 
 // Inputs of every attention kernel. Strides count elements; the last dimension has stride 1.
 struct Geometry {
@@ -47,6 +48,17 @@ struct BackwardArgs {
   void *dq, *dk, *dv;                           // [Tq, H, D], [Tk, Hkv, D], [Tk, Hkv, Dv], contiguous, dtype of q
 };
 
+// The map whose elements are reduced, where it is not the probabilities themselves.
+struct MapArgs {
+  int kind;                                     // MapKind
+  const float* lse;                             // [Tq, H] or null: computed
+  const float* gram;                            // norm: [Tk, H, H]
+  const float *diagonal_linear, *diagonal_constant, *row_scale;  // [Tq, H], [Tq], [Tq], each or null
+  const void *v, *d_out;                        // relevance: [Tk, Hkv, Dv], [Tq, H, Dv]
+  int64_t v_token, v_head, d_token, d_head;     // strides
+  int v_dim;
+};
+
 struct ColsumArgs {
   Geometry where;
   const float* row_weights;                     // [R, Tq]
@@ -56,6 +68,7 @@ struct ColsumArgs {
   float residual;                               // a of the rollout step, below 0: plain product
   float* sums;                                  // [R, Hout, Tk]
   float* row_sums;                              // [Tq, Hout] or null
+  MapArgs map;
 };
 
 struct MatmulArgs {
@@ -80,6 +93,7 @@ struct RowstatsArgs {
   Geometry where;
   int fusion;
   const float* head_weights;
+  MapArgs map;
   float *entropy, *max, *self_weight, *row_sum; // [Tq, Hout] each
 };
 

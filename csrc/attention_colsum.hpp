@@ -2,6 +2,7 @@
 // residual = a >= 0: the rollout step a * (r'^T A) + (1 - a) * r', r' = r / (a * rho + 1 - a), rho the row sums of A.
 // Queries whose weights are all zero are skipped. row_sums [Tq, Hout] on request.
 #pragma once
+#include "maps.hpp"
 #include "partials.hpp"
 
 namespace {
@@ -9,12 +10,17 @@ namespace {
 struct ColsumJob {
   const scfast::ColsumArgs& a;
   const Partials& partials;
-  float* fused_row_sums;  // [Tq], written when the heads are fused element by element, else null
+  float* fused_row_sums;  // [Tq, Hout], written when strips are those of the fused map itself, else null
+
+  int outs() const { return a.fusion == scfast::kNone ? a.where.heads : 1; }
+  float* fused_row_sum(const Cell& cell, int row, int head) const {
+    return fused_row_sums + (cell.first_query + row) * outs() + head;
+  }
 
   // Row sum of the map of an output head, known without a visit: softmax rows sum to 1.
   float row_sum(const Cell& cell, int row, int head) const {
     const Geometry& g = a.where;
-    if (fused_row_sums) return fused_row_sums[cell.first_query + row];
+    if (fused_row_sums) return *fused_row_sum(cell, row, head);
     if (cell.keys == 0 || (g.causal && row + cell.causal_offset < 0)) return 0.f;
     if (a.fusion == scfast::kNone) return a.head_weights ? a.head_weights[head] : 1.f;
     float total = 0.f;
@@ -37,7 +43,7 @@ struct ColsumJob {
       if (used)
         rows[n++] = i;
       else if (fused_row_sums)
-        fused_row_sums[unit.cell.first_query + i] = 0.f;
+        *fused_row_sum(unit.cell, i, unit.head) = 0.f;
     }
     return n;
   }
@@ -55,7 +61,7 @@ struct ColsumJob {
         }
         store(rho + lane, total);
       }
-      for (int i = 0; i < s.rows; i++) fused_row_sums[unit.cell.first_query + s.row[i]] = rho[i];
+      for (int i = 0; i < s.rows; i++) *fused_row_sum(unit.cell, s.row[i], unit.head) = rho[i];
     } else {
       for (int i = 0; i < s.rows; i++) rho[i] = row_sum(unit.cell, s.row[i], unit.head);
     }
@@ -68,7 +74,7 @@ struct ColsumJob {
   // Partials to the output of one cell: heads and chunks in index order.
   void finish(const Cell& cell, int slots) const {
     const Geometry& g = a.where;
-    const int outs = a.fusion == scfast::kNone ? g.heads : 1;
+    const int outs = this->outs();
     const float scale = a.residual < 0 ? 1.f : a.residual;
     for (int set = 0; set < a.n_weights; set++)
       for (int out = 0; out < outs; out++) {
@@ -89,18 +95,21 @@ struct ColsumJob {
 
 static bool attention_colsum(const scfast::ColsumArgs* args) {
   const Geometry& g = args->where;
-  const bool fused = args->fusion == scfast::kMax || args->fusion == scfast::kMin;
-  const int slots = fused ? 1 : g.heads;
-  const Schedule schedule(g, slots);
+  const bool given = args->map.kind != scfast::kProb;
+  const bool fused = given || args->fusion == scfast::kMax || args->fusion == scfast::kMin;
+  const int slots = fused && args->fusion != scfast::kNone ? 1 : g.heads;
+  const Schedule schedule(g, slots, given ? kMapUnit : kRowsPerUnit);
   if (!schedule.ready()) return false;
   const Partials partials(schedule, args->n_weights);
-  float* row_sums = fused ? (float*)malloc(sizeof(float) * (g.total_q + 1)) : nullptr;
+  float* row_sums =
+      fused ? (float*)malloc(sizeof(float) * (g.total_q * (args->fusion == scfast::kNone ? g.heads : 1) + 1)) : nullptr;
   bool done = partials.ready() && (!fused || row_sums);
   const ColsumJob job{*args, partials, row_sums};
   const Wants wants = {true, false, false, args->n_weights};
   if (done)
-    done = fused ? walk_fused(schedule, args->fusion, args->head_weights, args->n_weights, job)
-                 : walk_heads(schedule, Values(), wants, job);
+    done = given   ? walk_map(schedule, args->map, args->fusion, args->head_weights, args->n_weights, job)
+           : fused ? walk_fused(schedule, args->fusion, args->head_weights, args->n_weights, job)
+                   : walk_heads(schedule, Values(), wants, job);
   if (done) {
 #pragma omp parallel for num_threads(g.threads) schedule(dynamic)
     for (int cell_index = 0; cell_index < g.n_cells; cell_index++) job.finish(cell_at(g, cell_index), slots);

@@ -1,13 +1,13 @@
 // attention_rowstats: entropy (nats, of the row divided by its sum), largest entry, entry at the query's own key
 // (j = i + causal_offset) and sum of every row of the fused map; float32 [Tq, Hout]. Rows without keys give 0.
 #pragma once
-#include "walk.hpp"
+#include "maps.hpp"
 
 namespace {
 
 struct RowstatsJob {
   const scfast::RowstatsArgs& a;
-  bool fused;
+  bool fused;  // strips are those of the fused map itself
 
   int choose_rows(const Unit& unit, int32_t* rows) const {
     for (int i = 0; i < unit.rows; i++) rows[i] = unit.first_row + i;
@@ -19,7 +19,7 @@ struct RowstatsJob {
         sum[kLanes] __attribute__((aligned(64)));
     const float factor = !fused && a.head_weights ? a.head_weights[unit.head] : 1.f;
     if (fused) {
-      row_statistics(s, entropy, largest, sum);
+      row_statistics(s, s.keys < unit.cell.keys, entropy, largest, sum);
     } else {
       for (int i = 0; i < s.rows; i++) {
         sum[i] = s.inv[i] == s.inv[i] ? (s.inv[i] > 0.f ? factor : 0.f) : s.inv[i];
@@ -49,9 +49,10 @@ struct RowstatsJob {
     return s.keys ? factor * smallest : 0.f;
   }
 
-  static void row_statistics(const Strip& s, float* entropy, float* largest, float* sum) {
+  // `hidden`: there are keys beyond the strip, whose entries are 0.
+  static void row_statistics(const Strip& s, bool hidden, float* entropy, float* largest, float* sum) {
     for (int lane = 0; lane < s.lanes; lane += W) {
-      vf total = {}, weighted = {}, top = splat(-FLT_MAX);
+      vf total = {}, weighted = {}, top = splat(hidden ? 0.f : -FLT_MAX);
       for (int first = 0; first < s.keys; first += kKeys) {  // block by block: the error stays that of short sums
         vf block = {}, block_weighted = {};
         for (int key = first; key < s.keys && key < first + kKeys; key++) {
@@ -64,7 +65,7 @@ struct RowstatsJob {
         total += block;
         weighted += block_weighted;
       }
-      const vi none = total == vf{};
+      const vi none = total <= vf{};  // or below zero, where rows have no entropy
       const vf safe = select(none, splat(1.f), total);
       store(sum + lane, total);
       store(largest + lane, s.keys ? select(total == total, top, total) : vf{});
@@ -75,10 +76,11 @@ struct RowstatsJob {
 
 static bool attention_rowstats(const scfast::RowstatsArgs* args) {
   const Geometry& g = args->where;
-  const bool fused = args->fusion != scfast::kNone;
-  const Schedule schedule(g, fused ? 1 : g.heads);
+  const bool given = args->map.kind != scfast::kProb, fused = args->fusion != scfast::kNone;
+  const Schedule schedule(g, fused ? 1 : g.heads, given ? kMapUnit : kRowsPerUnit);
   if (!schedule.ready()) return false;
-  const RowstatsJob job{*args, fused};
+  const RowstatsJob job{*args, given || fused};
+  if (given) return walk_map(schedule, args->map, args->fusion, args->head_weights, 0, job);
   const Wants wants = {true, true, false, 0};
   return fused ? walk_fused(schedule, args->fusion, args->head_weights, 0, job)
                : walk_heads(schedule, Values(), wants, job);

@@ -127,6 +127,28 @@ NB_MODULE(_kernels, m) {
           "cu_seqlens_k"_a, "work"_a, "n_cells"_a, "n_work"_a, "causal_offset"_a, "key_bias"_a, "bias_heads"_a,
           "scale"_a, "softcap"_a, "causal"_a, "threads"_a);
 
+  nb::class_<MapArgs>(m, "Map").def(
+      "__init__",
+      [](MapArgs* map, int kind, uintptr_t lse, uintptr_t gram, uintptr_t diagonal_linear, uintptr_t diagonal_constant,
+         uintptr_t row_scale, uintptr_t v, uintptr_t d_out, Strides v_strides, Strides d_strides, int v_dim) {
+        new (map) MapArgs{kind,
+                          at<float>(lse),
+                          at<float>(gram),
+                          at<float>(diagonal_linear),
+                          at<float>(diagonal_constant),
+                          at<float>(row_scale),
+                          at<void>(v),
+                          at<void>(d_out),
+                          std::get<0>(v_strides),
+                          std::get<1>(v_strides),
+                          std::get<0>(d_strides),
+                          std::get<1>(d_strides),
+                          v_dim};
+      },
+      nb::kw_only(), "kind"_a = 0, "lse"_a = 0, "gram"_a = 0, "diagonal_linear"_a = 0, "diagonal_constant"_a = 0,
+      "row_scale"_a = 0, "v"_a = 0, "d_out"_a = 0, "v_strides"_a = Strides(0, 0), "d_strides"_a = Strides(0, 0),
+      "v_dim"_a = 0);
+
   m.def("attention_forward", [](const Geometry& where, uintptr_t v, Strides v_strides, int v_dim, uintptr_t out,
                                 uintptr_t lse, uintptr_t received, uintptr_t entropy, uintptr_t max) {
     run(chosen->attention_forward,
@@ -140,13 +162,14 @@ NB_MODULE(_kernels, m) {
                      at<void>(d_out), at<float>(lse), at<void>(dq), at<void>(dk), at<void>(dv)});
   });
   m.def("attention_colsum", [](const Geometry& where, uintptr_t row_weights, int n_weights, int fusion,
-                               uintptr_t head_weights, float residual, uintptr_t sums, uintptr_t row_sums) {
+                               uintptr_t head_weights, float residual, uintptr_t sums, uintptr_t row_sums,
+                               const MapArgs& map) {
     run(chosen->attention_colsum, ColsumArgs{where, at<float>(row_weights), n_weights, fusion, at<float>(head_weights),
-                                             residual, at<float>(sums), at<float>(row_sums)});
+                                             residual, at<float>(sums), at<float>(row_sums), map});
   });
-  m.def("attention_rowstats", [](const Geometry& where, int fusion, uintptr_t head_weights, uintptr_t entropy,
-                                 uintptr_t max, uintptr_t self_weight, uintptr_t row_sum) {
-    run(chosen->attention_rowstats, RowstatsArgs{where, fusion, at<float>(head_weights), at<float>(entropy),
+  m.def("attention_rowstats", [](const Geometry& where, int fusion, uintptr_t head_weights, const MapArgs& map,
+                                 uintptr_t entropy, uintptr_t max, uintptr_t self_weight, uintptr_t row_sum) {
+    run(chosen->attention_rowstats, RowstatsArgs{where, fusion, at<float>(head_weights), map, at<float>(entropy),
                                                  at<float>(max), at<float>(self_weight), at<float>(row_sum)});
   });
   m.def("attention_compare", [](const Geometry& first, const Geometry& second, uintptr_t sums) {

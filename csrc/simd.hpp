@@ -63,6 +63,19 @@ SCFAST_INLINE uint32_t bits(vi mask) {
 #endif
 }
 
+SCFAST_INLINE vf square_root(vf x) {
+#if defined(__AVX512F__)
+  return _mm512_sqrt_ps(x);
+#elif defined(__AVX2__)
+  return _mm256_sqrt_ps(x);
+#elif defined(__SSE2__)
+  return _mm_sqrt_ps(x);
+#else
+  for (int i = 0; i < W; i++) x[i] = sqrtf(x[i]);
+  return x;
+#endif
+}
+
 // 2^x for x <= 0; 0 below 2^-126, NaN for NaN. Minimax polynomial of degree 5, exact at 0, error 1e-7.
 SCFAST_INLINE vf exp2_negative(vf x) {
 #if defined(__AVX512F__)

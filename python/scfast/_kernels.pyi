@@ -30,6 +30,25 @@ class Geometry:
         threads: int,
     ) -> None: ...
 
+class Map:
+    """The map that column sums and row statistics reduce; without arguments the probabilities."""
+
+    def __init__(
+        self,
+        *,
+        kind: int = 0,
+        lse: int = 0,
+        gram: int = 0,
+        diagonal_linear: int = 0,
+        diagonal_constant: int = 0,
+        row_scale: int = 0,
+        v: int = 0,
+        d_out: int = 0,
+        v_strides: tuple[int, int] = ...,
+        d_strides: tuple[int, int] = ...,
+        v_dim: int = 0,
+    ) -> None: ...
+
 class RankInput:
     """Inputs of both passes of the tokeniser."""
 
@@ -69,12 +88,14 @@ def attention_colsum(
     residual: float,
     sums: int,
     row_sums: int,
+    map: Map,
     /,
 ) -> None: ...
 def attention_rowstats(
     where: Geometry,
     fusion: int,
     head_weights: int,
+    map: Map,
     entropy: int,
     max: int,
     self_weight: int,

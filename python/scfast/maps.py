@@ -64,7 +64,7 @@ class Norm:
     >>> q, k = torch.randn(2, 5, 2, 8).unbind(0)
     >>> f = torch.randn(5, 2, 16)  # [tokens, heads, width]
     >>> norm = scfast.ops.Norm(torch.einsum("jhd,jgd->jhg", f, f))
-    >>> scfast.ops.attention_colsum(q, k, scfast.Packing.from_lengths([5]), map=norm, backend="reference").shape
+    >>> scfast.ops.attention_colsum(q, k, scfast.Packing.from_lengths([5]), map=norm).shape
     torch.Size([1, 1, 5])
     """
 
@@ -102,9 +102,7 @@ class Relevance:
     >>> import torch, scfast
     >>> q, k, v, d_out = torch.randn(4, 5, 2, 8).unbind(0)
     >>> cam = scfast.ops.Relevance(v, d_out)
-    >>> step = scfast.ops.attention_colsum(
-    ...     q, k, scfast.Packing.from_lengths([5]), map=cam, residual=0.5, backend="reference"
-    ... )
+    >>> step = scfast.ops.attention_colsum(q, k, scfast.Packing.from_lengths([5]), map=cam, residual=0.5)
     >>> step.sum().round(decimals=4).item()
     1.0
     """

@@ -13,7 +13,7 @@ import torch
 from scfast import Packing
 from scfast.ops import Norm, Relevance, attention_colsum
 
-BACKENDS = ("reference",)
+BACKENDS = ("cpu", "reference")
 #: Maps up to 3, computed by the authors in float64; inputs here are rounded to float32.
 TOLERANCE = {"rtol": 1e-5, "atol": 3e-6}
 HEADS, WIDTH, LAYERS, EPS = 4, 32, 2, 1e-12

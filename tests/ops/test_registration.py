@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,7 +11,13 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from scfast import Packing, ops
-from tests.ops.helpers import DTYPES, make_case
+from tests.ops.helpers import DTYPES, Case, make_case
+
+MAPS: dict[str, Callable[[Case], tuple[str, list[torch.Tensor | None]]]] = {
+    "prob": lambda case: ("prob", []),
+    "norm": lambda case: ("norm", [torch.ones(49, 4, 4), torch.ones(38, 4), None, torch.ones(38), None]),
+    "relevance": lambda case: ("relevance", [case.v, case.v.new_ones(38, 4, 8), torch.ones(38, 4)]),
+}
 
 
 def arguments(op: str, dtype: torch.dtype = torch.float32, **extra: Any) -> tuple[Any, ...]:
@@ -22,7 +29,7 @@ def arguments(op: str, dtype: torch.dtype = torch.float32, **extra: Any) -> tupl
     heads, weights = extra.get("heads", "mean"), extra.get("head_weights")
     out = case.v.new_ones(38, 4, 8)
     wanted = extra.get("wanted", (True, True, True))
-    given = extra.get("map", ("prob", []))
+    given = MAPS[extra.get("map", "prob")](case)
     linear = "sum" if heads == "max" else heads
     return {
         "attention_forward": (
@@ -77,8 +84,10 @@ OPS = (
             "wanted": (False, True, False),
         },
         {"heads": "max", "head_weights": torch.ones(4), "wanted": (False, False, False)},
+        {"heads": "sum", "map": "norm"},
+        {"heads": "max", "map": "relevance"},
     ],
-    ids=["plain", "options", "fusion"],
+    ids=["plain", "options", "fusion", "norm", "relevance"],
 )
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own tracing
 def test_opcheck(op: str, extra: dict[str, Any]) -> None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+from typing import Any
+
 import torch
 
 from scfast import _kernels
+from scfast.maps import Norm, Relevance
 
 #: dtype codes of csrc/args.hpp
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 #: fusion codes of csrc/args.hpp
 HEADS_CODES = {"none": 0, "sum": 1, "max": 2, "min": 3}
+#: map codes of csrc/args.hpp
+MAP_CODES = {"prob": 0, "norm": 1, "relevance": 2, "signed relevance": 3}
 
 
 def unsupported(op: str, **tensors: torch.Tensor) -> list[str]:
@@ -65,6 +71,21 @@ def geometry(
         causal=causal,
         threads=torch.get_num_threads(),
     )
+
+
+def given_map(kind: str, tensors: list[torch.Tensor | None]) -> tuple[_kernels.Map, list[torch.Tensor]]:
+    """The map as kernels are told it, and the tensors that its pointers need alive."""
+    if kind == "prob":
+        return _kernels.Map(), []
+    names = [field.name for field in fields(Norm if kind == "norm" else Relevance) if field.name != "signed"]
+    given = dict(zip(names, tensors, strict=True))
+    pointers: dict[str, Any] = {}
+    if kind != "norm":
+        v, d_out = (dense_rows(x) for x in (given["v"], given["d_out"]) if x is not None)
+        given |= {"v": v, "d_out": d_out}
+        pointers = {"v_strides": v.stride()[:2], "d_strides": d_out.stride()[:2], "v_dim": v.shape[2]}
+    pointers |= {name: pointer(x) for name, x in given.items()}
+    return _kernels.Map(kind=MAP_CODES[kind], **pointers), [x for x in given.values() if x is not None]
 
 
 def fusion(q: torch.Tensor, heads: str, head_weights: torch.Tensor | None) -> tuple[int, torch.Tensor | None]:

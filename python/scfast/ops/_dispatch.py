@@ -25,7 +25,9 @@ BACKENDS: dict[str, Callable[..., list[str]]] = {
     "reference": _reference_unsupported,
 }
 #: Kinds of map beside "prob" that a backend's kernels take; a backend that is not listed takes none.
-MAPS: dict[str, tuple[str, ...]] = {"reference": ("norm", "relevance", "signed relevance")}
+MAPS: dict[str, tuple[str, ...]] = dict.fromkeys(
+    ("cpu", "reference"), ("norm", "relevance", "signed relevance")
+)
 
 
 def choose(op: str, backend: str, kind: str = "prob", /, **tensors: torch.Tensor) -> str:

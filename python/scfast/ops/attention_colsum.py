@@ -115,14 +115,15 @@ def attention_colsum(
 
 
 def _cpu_impl(q: torch.Tensor, k: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    *packing_and_score, row_weights, heads, head_weights, residual, row_sums, _, _ = rest
+    *packing_and_score, row_weights, heads, head_weights, residual, row_sums, kind, tensors = rest
     q, k, row_weights = _cpu.dense_rows(q), _cpu.dense_rows(k), row_weights.contiguous()
     sums, rho = _allocate(q, k, row_weights, heads, row_sums)
     fusion, factors = _cpu.fusion(q, heads, head_weights)
+    map, _alive = _cpu.given_map(kind, tensors)
     _kernels.attention_colsum(
         _cpu.geometry(q, k, *packing_and_score),
         _cpu.pointer(row_weights), row_weights.shape[0], fusion, _cpu.pointer(factors),
-        -1.0 if residual is None else residual, _cpu.pointer(sums), _cpu.pointer(rho),
+        -1.0 if residual is None else residual, _cpu.pointer(sums), _cpu.pointer(rho), map,
     )  # fmt: skip
     return sums, rho
 

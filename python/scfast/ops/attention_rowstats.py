@@ -109,14 +109,17 @@ def attention_rowstats(
 def _cpu_impl(
     q: torch.Tensor, k: torch.Tensor, cu_seqlens_q: torch.Tensor, *rest: Any
 ) -> tuple[torch.Tensor, ...]:
-    *packing_and_score, heads, head_weights, _, _ = rest
+    *packing_and_score, heads, head_weights, kind, tensors = rest
     q, k = _cpu.dense_rows(q), _cpu.dense_rows(k)
     *stats, total = _allocate(q, cu_seqlens_q, heads)
     fusion, factors = _cpu.fusion(q, heads, head_weights)
+    map, _alive = _cpu.given_map(kind, tensors)
     _kernels.attention_rowstats(
         _cpu.geometry(q, k, cu_seqlens_q, *packing_and_score),
-        fusion, _cpu.pointer(factors), *(_cpu.pointer(x) for x in stats),
+        fusion, _cpu.pointer(factors), map, *(_cpu.pointer(x) for x in stats),
     )  # fmt: skip
+    if kind == "signed relevance":
+        stats[0].fill_(torch.nan)
     lengths = cu_seqlens_q.diff().long()
     cells = torch.repeat_interleave(torch.arange(lengths.numel()), lengths, output_size=q.shape[0])
     total.copy_(torch.zeros(total.shape, dtype=torch.float64).index_add_(0, cells, stats[3].double()))
