@@ -23,9 +23,9 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-def test_sums_over_queries(options: dict[str, object]) -> None:
+def test_sums_over_queries(options: dict[str, object], backend: str) -> None:
     layers = [random_layer(number, LENGTHS, **options) for number in range(2)]  # type: ignore[arg-type]
-    rec = run(layers, AttentionNorms(KINDS), AttentionNorms(per_head=True, name="heads"), backend="reference")
+    rec = run(layers, AttentionNorms(KINDS), AttentionNorms(per_head=True, name="heads"), backend=backend)
     for number, layer in enumerate(layers):
         for k, kind in enumerate(KINDS):
             for cell, expected in enumerate(materialised(layer, kind)):
@@ -36,12 +36,12 @@ def test_sums_over_queries(options: dict[str, object]) -> None:
             assert_close(rec["heads"][cell][number].double(), norms.sum(1), rtol=5e-6, atol=1e-6)
 
 
-def test_readouts_weigh_the_queries() -> None:
+def test_readouts_weigh_the_queries(backend: str) -> None:
     layer = random_layer(0, (7, 4))
     weights = torch.rand(2, 11, generator=torch.Generator().manual_seed(0))
     rec = run(
         [layer], AttentionNorms(["attnres-n"], readout=weights), AttentionNorms(readout="mean", name="mean"),
-        backend="reference",
+        backend=backend,
     )  # fmt: skip
     given = layer.attention.packing.split_q(weights, dim=1)
     for cell, expected in enumerate(materialised(layer, "attnres-n")):
@@ -53,7 +53,7 @@ def test_readouts_weigh_the_queries() -> None:
 
 
 @pytest.mark.parametrize("by", ["transformers", "scfast"])
-def test_golden_maps_row_by_row(shared: Path, by: str) -> None:
+def test_golden_maps_row_by_row(shared: Path, by: str, backend: str) -> None:
     for name, kinds, keys in (
         ("kobayashi2020_a", KINDS[:1], ("summed_weighted_norm",)),
         ("kobayashi2021_a", KINDS[:3], ("summed_weighted_norm", "residual_weighted_norm", "post_ln_norm")),
@@ -63,7 +63,7 @@ def test_golden_maps_row_by_row(shared: Path, by: str) -> None:
         rows = golden.every_row()
         rec = golden.run(
             by, AttentionNorms(kinds, readout=rows), AttentionNorms(readout=rows, per_head=True, name="heads"),
-            backend="reference",
+            backend=backend,
         )  # fmt: skip
         for layer in range(golden.n_layers):
             for k, key in enumerate(keys):
@@ -75,9 +75,9 @@ def test_golden_maps_row_by_row(shared: Path, by: str) -> None:
                 assert_close(got[layer, :, : expected.shape[1]].double(), expected, **CLOSE)
 
 
-def test_golden_toolkit(shared: Path) -> None:
+def test_golden_toolkit(shared: Path, backend: str) -> None:
     golden = GoldenBert(shared, "toolkit_a")
-    rec = golden.run("scfast", AttentionNorms(KINDS, readout=golden.every_row()), backend="reference")
+    rec = golden.run("scfast", AttentionNorms(KINDS, readout=golden.every_row()), backend=backend)
     for k, key in enumerate(("attention_norm", "attention_norm_res", "attention_norm_res_ln", "globenc")):
         for got, expected in zip(rec["attention_norms"], golden.expected(key), strict=True):
             assert_close(got[:, k, : expected.shape[1]].double(), expected, **CLOSE)

@@ -35,12 +35,12 @@ def joint_maps(
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("convention", ["globenc", "row-normalised"])
-def test_rollout_is_the_product_of_the_maps(kind: str, convention: str) -> None:
+def test_rollout_is_the_product_of_the_maps(kind: str, convention: str, backend: str) -> None:
     layers = [random_layer(number, LENGTHS, softcap=3.0, key_bias=True) for number in range(3)]
     normalised = convention == "row-normalised"
     rec = run(
         layers, GlobEnc("mean", kind=kind, convention=convention),
-        GlobEnc("mean", kind=kind, convention=convention, residual=0.3, name="mixed"), backend="reference",
+        GlobEnc("mean", kind=kind, convention=convention, residual=0.3, name="mixed"), backend=backend,
     )  # fmt: skip
     for name, residual in (("globenc", 1.0), ("mixed", 0.3)):
         for got, joint in zip(
@@ -53,12 +53,12 @@ def test_rollout_is_the_product_of_the_maps(kind: str, convention: str) -> None:
                 assert abs(got.double().sum().item() - 1) < 1e-6
 
 
-def test_golden_rollouts(shared: Path) -> None:
+def test_golden_rollouts(shared: Path, backend: str) -> None:
     golden = GoldenBert(shared, "globenc_a")
     rows = golden.every_row()
     rec = golden.run(
         "transformers", GlobEnc(rows), GlobEnc(rows, convention="row-normalised", name="normalised"),
-        backend="reference",
+        backend=backend,
     )  # fmt: skip
     for name, key in (("globenc", "rollout_raw"), ("normalised", "rollout_rownormalised")):
         for got, expected in zip(rec[name], golden.expected(key), strict=True):
@@ -68,7 +68,7 @@ def test_golden_rollouts(shared: Path) -> None:
         assert_close(got[: len(expected)].double(), expected, **CLOSE)
 
 
-def test_golden_toolkit(shared: Path) -> None:
+def test_golden_toolkit(shared: Path, backend: str) -> None:
     golden = GoldenBert(shared, "toolkit_a")
     rows = golden.every_row()
     names = dict(
@@ -77,33 +77,33 @@ def test_golden_toolkit(shared: Path) -> None:
     for kind, key in names.items():
         rec = golden.run(
             "scfast", GlobEnc(rows, kind=kind, convention="row-normalised", name="nores"),
-            GlobEnc(rows, kind=kind, convention="row-normalised", residual=0.5, name="res"), backend="reference",
+            GlobEnc(rows, kind=kind, convention="row-normalised", residual=0.5, name="res"), backend=backend,
         )  # fmt: skip
         for name in ("nores", "res"):
             for got, expected in zip(rec[name], golden.expected(f"{key}_rollout_{name}"), strict=True):
                 assert_close(got[: expected.shape[1]].double(), expected[-1], **CLOSE)
 
 
-def test_scores_that_are_wrong_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_that_are_wrong_are_refused(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
     layers = [random_layer(number, (5, 3)) for number in range(2)]
     layers[1].attention.q[6, 0, 0] = torch.nan
     with pytest.raises(ValueError, match="GlobEnc scores of cell 1 are NaN"):
-        run(layers, GlobEnc("mean", convention="row-normalised"), backend="reference")
+        run(layers, GlobEnc("mean", convention="row-normalised"), backend=backend)
     from scfast import ops
 
     op = ops.attention_colsum
     monkeypatch.setattr(ops, "attention_colsum", lambda *a, **o: op(*a, **o) * 1.0001)
     layers = [random_layer(number, (5, 3)) for number in range(2)]
     with pytest.raises(ValueError, match=r"GlobEnc scores of cell 0 sum to 1\.0002"):
-        run(layers, GlobEnc("mean", convention="row-normalised"), backend="reference")
-    run(layers, GlobEnc("mean"), backend="reference")  # raw scores have no sum to keep
+        run(layers, GlobEnc("mean", convention="row-normalised"), backend=backend)
+    run(layers, GlobEnc("mean"), backend=backend)  # raw scores have no sum to keep
 
 
-def test_a_layer_that_does_not_report_its_norms_is_refused() -> None:
+def test_a_layer_that_does_not_report_its_norms_is_refused(backend: str) -> None:
     layers = [random_layer(number, (5, 3)) for number in range(2)]
     layers[1].norm_inputs.pop("output")
     with pytest.raises(RuntimeError, match="inputs of the norms of layer 1"):
-        run(layers, GlobEnc("mean"), backend="reference")
+        run(layers, GlobEnc("mean"), backend=backend)
 
 
 @pytest.mark.parametrize(
@@ -120,8 +120,8 @@ def test_options_that_do_not_exist(options: dict[str, object], message: str) -> 
         GlobEnc(**options)  # type: ignore[arg-type]
 
 
-def test_pre_norm_models_have_the_kinds_without_norms() -> None:
+def test_pre_norm_models_have_the_kinds_without_norms(backend: str) -> None:
     layers = [random_layer(number, (5, 3), post_norm=False) for number in range(2)]
-    run(layers, GlobEnc("mean", kind="attnres-n", convention="row-normalised"), backend="reference")
+    run(layers, GlobEnc("mean", kind="attnres-n", convention="row-normalised"), backend=backend)
     with pytest.raises(ValueError, match="enc-n is undefined for a pre-norm model"):
-        run(layers, GlobEnc("mean"), backend="reference")
+        run(layers, GlobEnc("mean"), backend=backend)

@@ -21,12 +21,14 @@ from tests.observables.eager import chefer_mm, maps_and_gradients, row_normalise
 CLOSE = {"rtol": 2e-4, "atol": 1e-5}
 
 
-def run_gradients(maps: torch.Tensor, gradients: torch.Tensor, *observables: Observable) -> Recorder:
+def run_gradients(
+    maps: torch.Tensor, gradients: torch.Tensor, *observables: Observable, backend: str
+) -> Recorder:
     """Feed given maps and gradients of them, [B, N, H, n, n]: with v = I the output is the map, and so is dO."""
     n_cells, n_layers, n_heads, n, _ = maps.shape
     packing = scfast.Packing.from_lengths([n] * n_cells)
     eye = torch.eye(n)[:, None].expand(n, n_heads, n).repeat(n_cells, 1, 1)
-    recorder = Recorder(observables, backend="reference")
+    recorder = Recorder(observables, backend=backend)
     recorder.begin(n_layers, packing, cls_position=0)
     target = torch.zeros(())
     for layer in range(n_layers):
@@ -43,11 +45,13 @@ def every_row(maps: torch.Tensor) -> torch.Tensor:
     return torch.eye(maps.shape[-1]).repeat(1, len(maps))
 
 
-def test_golden_chefer_mm(shared: Path) -> None:
+def test_golden_chefer_mm(shared: Path, backend: str) -> None:
     arrays = np.load(shared / "golden" / "rollout_a.npz")
     maps, gradients = torch.from_numpy(arrays["maps"]), torch.from_numpy(arrays["mm/grads"])
     rows = every_row(maps)
-    rec = run_gradients(maps, gradients, Relevance(torch.sum, rows), GradientAttention(torch.sum, rows))
+    rec = run_gradients(
+        maps, gradients, Relevance(torch.sum, rows), GradientAttention(torch.sum, rows), backend=backend
+    )
     close = {"rtol": 2e-6, "atol": 2e-7}
     cams = torch.from_numpy(arrays["mm/cam_bar"])  # [B, L, n, n]
     relevance = torch.stack(rec["relevance"]).double()
@@ -60,7 +64,7 @@ def test_golden_chefer_mm(shared: Path) -> None:
     assert_close(without / without.sum(-1, keepdim=True) + identity, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_golden_chefer_rollout_of_relevance(shared: Path) -> None:
+def test_golden_chefer_rollout_of_relevance(shared: Path, backend: str) -> None:
     """Given maps of relevance: a uniform P whose gradient is n times the map."""
     arrays = np.load(shared / "golden" / "rollout_a.npz")
     cams = torch.from_numpy(arrays["chefer/cams_relevance"]).double()[:, :, None]  # [B, L, 1, n, n]
@@ -69,6 +73,7 @@ def test_golden_chefer_rollout_of_relevance(shared: Path) -> None:
     rec = run_gradients(
         torch.full(cams.shape, 1 / n), cams * n,
         Relevance(torch.sum, rows), Relevance(torch.sum, rows, convention="row-normalised", name="rows"),
+        backend=backend,
     )  # fmt: skip
     for name, key in (("relevance", "_unnormalised"), ("rows", "")):
         expected = torch.from_numpy(arrays[f"chefer/rollout_relevance{key}_start0"]).double()
@@ -84,7 +89,7 @@ TARGETS = {
 
 @pytest.mark.parametrize("family", TARGETS)
 @pytest.mark.parametrize("trained", [True, False])
-def test_gradients_are_those_of_an_eager_model(family: str, trained: bool) -> None:
+def test_gradients_are_those_of_an_eager_model(family: str, trained: bool, backend: str) -> None:
     model = pretrained(family).requires_grad_(trained)
     inputs = {"input_ids": tokens(), "attention_mask": MASK.long()}
     target = TARGETS[family]
@@ -95,7 +100,7 @@ def test_gradients_are_those_of_an_eager_model(family: str, trained: bool) -> No
         GradientAttention(target, per_head=True, name="heads"),
         Rollout("mean"),
     )
-    with scfast.record(model, *observables, backend="reference") as rec:
+    with scfast.record(model, *observables, backend=backend) as rec:
         output = model(**inputs)
     if trained:
         target(output).sum().backward()  # the caller's graph is left whole
@@ -160,18 +165,20 @@ def test_gradients_at_the_outputs_give_those_of_the_maps(family: str, backend: s
             assert_close(dp[visible], expected[visible], **CLOSE)
 
 
-def test_models_of_multihead_attention() -> None:
+def test_models_of_multihead_attention(backend: str) -> None:
     model, x = encoder(), torch.randn(4, 12, 32, generator=torch.Generator().manual_seed(1))
     target = lambda states: states[:, 0, 5]  # noqa: E731
-    with scfast.record(model, Relevance(target), backend="reference") as rec:
+    with scfast.record(model, Relevance(target), backend=backend) as rec:
         model(x, src_key_padding_mask=~MASK)
     assert rec["relevance"][0][0] > 1  # the identity, and what is added to it
     with torch.no_grad(), pytest.raises(RuntimeError, match=r"outside torch\.no_grad"):
-        record(model, Relevance(target), x)
+        record(model, Relevance(target), x, backend=backend)
 
 
-def record(model: nn.Module, observable: Observable, *args: object, **kwargs: object) -> Recorder:
-    with scfast.record(model, observable, backend="reference") as rec:
+def record(
+    model: nn.Module, observable: Observable, *args: object, backend: str = "auto", **kwargs: object
+) -> Recorder:
+    with scfast.record(model, observable, backend=backend) as rec:
         model(*args, **kwargs)
     return rec
 
@@ -186,11 +193,11 @@ def classifier() -> transformers.BertForSequenceClassification:
     return transformers.BertForSequenceClassification(config).eval()
 
 
-def test_a_class_of_a_transformers_classifier() -> None:
+def test_a_class_of_a_transformers_classifier(backend: str) -> None:
     model = classifier()
     inputs = {"input_ids": tokens(), "attention_mask": MASK.long()}
-    named = record(model, Relevance("class:high"), **inputs)
-    given = record(model, Relevance(lambda output: output.logits[:, 1]), **inputs)
+    named = record(model, Relevance("class:high"), **inputs, backend=backend)
+    given = record(model, Relevance(lambda output: output.logits[:, 1]), **inputs, backend=backend)
     assert all(torch.equal(a, b) for a, b in zip(named["relevance"], given["relevance"], strict=True))
     with pytest.raises(ValueError, match="BertForSequenceClassification has the classes low, high"):
         record(model, Relevance("class:middle"), **inputs)
@@ -200,7 +207,7 @@ def test_a_class_of_a_transformers_classifier() -> None:
         record(model, Relevance(lambda output: output.logits.detach()[:, 1]), **inputs)
 
 
-def test_attribution_is_the_integral_along_each_layer() -> None:
+def test_attribution_is_the_integral_along_each_layer(backend: str) -> None:
     model = pretrained("bert").double()
     model.set_attn_implementation("eager")
     steps, target = 3, TARGETS["bert"]
@@ -209,7 +216,7 @@ def test_attribution_is_the_integral_along_each_layer() -> None:
     model.float().set_attn_implementation("sdpa")
     calls = []
     handle = model.register_forward_hook(lambda *_: calls.append(1))
-    with scfast.record(model, AttentionAttribution(target, steps=steps), backend="reference") as rec:
+    with scfast.record(model, AttentionAttribution(target, steps=steps), backend=backend) as rec:
         output = model(**inputs)
     handle.remove()
     assert len(calls) == 9
@@ -251,12 +258,12 @@ def _attributed(
     return held["p"] * total
 
 
-def test_attribution_adds_up_to_what_a_layer_does() -> None:
+def test_attribution_adds_up_to_what_a_layer_does(backend: str) -> None:
     """Completeness: the sum approaches F(P) - F(0) as the steps become many."""
     model = encoder()
     x = torch.randn(1, 9, 32, generator=torch.Generator().manual_seed(3))
     attribution = AttentionAttribution(lambda states: states[:, 2, 5], layers=[1], steps=100)
-    rec = record(model, attribution, x)
+    rec = record(model, attribution, x, backend=backend)
     with torch.no_grad():
         whole = model(x)[0, 2, 5]
         attention = model.layers[1].self_attn
@@ -265,13 +272,15 @@ def test_attribution_adds_up_to_what_a_layer_does() -> None:
     assert_close(rec["attribution"][0][0].sum(), whole - gone, rtol=0.02, atol=0)
 
 
-def test_attribution_per_head_and_readout() -> None:
+def test_attribution_per_head_and_readout(backend: str) -> None:
     model = encoder()
     x = torch.randn(1, 9, 32, generator=torch.Generator().manual_seed(3))
     target = lambda states: states[:, 2, 5]  # noqa: E731
-    whole = record(model, AttentionAttribution(target, steps=2), x)["attribution"][0]
-    heads = record(model, AttentionAttribution(target, steps=2, per_head=True), x)["attribution"][0]
-    rows = record(model, AttentionAttribution(target, torch.eye(9), steps=2), x)["attribution"][0]
+    whole = record(model, AttentionAttribution(target, steps=2), x, backend=backend)["attribution"][0]
+    per_head = AttentionAttribution(target, steps=2, per_head=True)
+    heads = record(model, per_head, x, backend=backend)["attribution"][0]
+    by_row = AttentionAttribution(target, torch.eye(9), steps=2)
+    rows = record(model, by_row, x, backend=backend)["attribution"][0]
     assert (heads.shape, rows.shape) == ((4, 4, 9), (4, 9, 9))
     assert_close(heads.sum(1), whole, **CLOSE)
     assert_close(rows.sum(1), whole, **CLOSE)

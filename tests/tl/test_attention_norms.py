@@ -16,10 +16,7 @@ from scfast.observables import AttentionNorms, GlobEnc, HeadNorms, MixingRatio
 from tests import materialised
 from tests.models import fixtures
 from tests.same import assert_same
-from tests.toy import toy_adata, toy_source
-
-#: The maps of norms are held: this is what every shortcut is compared with.
-BACKEND = "reference"
+from tests.toy import BACKEND, toy_adata, toy_source
 
 
 def adata_of_genes(n_cells: int = 9) -> anndata.AnnData:
@@ -35,9 +32,9 @@ def source(tmp_path_factory):
 
 
 def recorded(source, adata, *observables):
-    """Each observable's results, cell by cell, and the tokens."""
+    """Each observable's results by the reference, cell by cell, and the tokens."""
     tokens = source.tokenize(adata.X, adata.var)
-    recorder = Recorder(observables, backend=BACKEND)
+    recorder = Recorder(observables, backend="reference")
     source.forward(tokens, recorder)
     return tokens, {observable.name: recorder[observable.name] for observable in observables}
 

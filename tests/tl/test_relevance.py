@@ -16,10 +16,8 @@ from tests.models.test_targets import classifier
 from tests.observables.eager import chefer_mm, maps_and_gradients, row_normalised, weighted
 from tests.same import assert_same
 from tests.tl.test_attention_norms import adata_of_genes
-from tests.toy import toy_adata, toy_source
+from tests.toy import BACKEND, toy_adata, toy_source
 
-#: The maps of relevance are held: this is what every shortcut is compared with.
-BACKEND = "reference"
 GENE = fixtures.GENES[0]  # in every cell
 CLOSE = {"rtol": 2e-4, "atol": 1e-7}
 

@@ -49,7 +49,7 @@ class AttentionNorms(NormObservable):
     >>> layer = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     >>> model = torch.nn.TransformerEncoder(layer, 3, enable_nested_tensor=False).eval()
     >>> norms = AttentionNorms(["attn-n", "attnresln-n"])
-    >>> with torch.no_grad(), scfast.record(model, norms, backend="reference") as rec:
+    >>> with torch.no_grad(), scfast.record(model, norms) as rec:
     ...     _ = model(torch.randn(1, 5, 8))
     >>> rec["attention_norms"][0].shape
     torch.Size([3, 2, 5])

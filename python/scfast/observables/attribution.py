@@ -53,7 +53,7 @@ class AttentionAttribution(GradientObservable):
     >>> layer = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     >>> model = torch.nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
     >>> last = AttentionAttribution(lambda states: states[:, 0, 3], layers=[-1], steps=5)
-    >>> with scfast.record(model, last, backend="reference") as rec:
+    >>> with scfast.record(model, last) as rec:
     ...     _ = model(torch.randn(1, 5, 8))
     >>> rec["attribution"][0].shape
     torch.Size([2, 5])

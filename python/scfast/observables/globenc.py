@@ -58,7 +58,7 @@ class GlobEnc(NormObservable):
     >>> layer = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     >>> model = torch.nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
     >>> globenc = GlobEnc("mean", convention="row-normalised")
-    >>> with torch.no_grad(), scfast.record(model, globenc, backend="reference") as rec:
+    >>> with torch.no_grad(), scfast.record(model, globenc) as rec:
     ...     _ = model(torch.randn(1, 5, 8))
     >>> round(rec["globenc"][0].sum().item(), 4)
     1.0

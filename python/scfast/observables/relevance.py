@@ -94,7 +94,7 @@ class Relevance(GradientObservable):
     >>> layer = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     >>> model = torch.nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
     >>> first = Relevance(lambda states: states[:, 0, 3])
-    >>> with scfast.record(model, first, backend="reference") as rec:
+    >>> with scfast.record(model, first) as rec:
     ...     _ = model(torch.randn(1, 5, 8))
     >>> rec["relevance"][0].shape
     torch.Size([5])
@@ -177,7 +177,7 @@ class GradientAttention(GradientObservable):
     >>> from scfast.observables import GradientAttention
     >>> layer = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     >>> model = torch.nn.TransformerEncoder(layer, 3, enable_nested_tensor=False).eval()
-    >>> with scfast.record(model, GradientAttention(torch.sum), backend="reference") as rec:
+    >>> with scfast.record(model, GradientAttention(torch.sum)) as rec:
     ...     _ = model(torch.randn(1, 5, 8))
     >>> rec["gradient_attention"][0].shape
     torch.Size([3, 5])
