@@ -111,6 +111,29 @@ def test_received(data, model, tmp_path):
     assert (tmp_path / "top_genes.png").stat().st_size > 5000
 
 
+def test_attention_norms(data, model, tmp_path):
+    options = ["--analysis", "attention_norms", "--groupby", "cell_type", "--no-null", "-o", tmp_path]
+    text = invoke("run", data, "--model", f"geneformer:{model}", *options, "--text")
+    assert "GlobEnc of mean, mixing ratios and norms per head; 2 groups of cell_type" in text
+    heads, layers = (pd.read_csv(tmp_path / f"{name}.csv") for name in ("heads", "layers"))
+    assert {"group", "layer", "head", "weighted", "weighted_se"} <= set(heads.columns)
+    assert {"mixing_attn-n", "mixing_attnresln-n_se"} <= set(layers.columns)
+    assert (tmp_path / "heads.png").stat().st_size > 5000
+
+
+def test_relevance(data, model, tmp_path):
+    run = ("run", data, "--model", f"geneformer:{model}", "--analysis", "relevance", "-o", tmp_path)
+    gene = str(ad.read_h5ad(data).var_names[0])
+    text = invoke(
+        *run, "--target", f"gene:{gene}", "--method", "gradient-attention", "--by", "layer", "--text"
+    )
+    assert f"gradient-attention relevance of genes for gene:{gene}" in text
+    written = ad.read_h5ad(tmp_path / "cells.h5ad")
+    assert written.uns["relevance"]["params"]["target"] == f"gene:{gene}"
+    assert "by_layer" in written.uns["relevance"]
+    assert (tmp_path / "top_genes.png").stat().st_size > 5000
+
+
 def test_rank_profile(data, model, tmp_path):
     options = [
         "--against",
@@ -216,6 +239,9 @@ def test_dry_run_says_what_would_be_done_and_writes_nothing(data, model, tmp_pat
             "compares 2 models and 1 is named: --model is one, --against the",
         ),
         ({"--quantiles": "4"}, "--quantiles means nothing to --analysis rollout; it belongs to rank_profile"),
+        ({"--analysis": "relevance"}, "--analysis relevance needs --target class:NAME or gene:NAME"),
+        ({"--analysis": "relevance", "--target": "class:high"}, "has no classifier; fine-tune one"),
+        ({"--target": "class:high"}, "--target means nothing to --analysis rollout; it belongs to relevance"),
         ({"--analysis": "embed", "--readout": "mean"}, "--readout means nothing to --analysis embed"),
         (
             {"--analysis": "rank_profile", "--against": "geneformer"},

@@ -82,6 +82,12 @@ def check_models(name: str, given: int) -> None:
         )
 
 
+def check_target(name: str, target: str | None) -> None:
+    """Refuse a gradient without a target."""
+    if name == "relevance" and target is None:
+        raise ValueError("--analysis relevance needs --target class:NAME or gene:NAME")
+
+
 def run(
     name: str, adata: AnnData, models: Mapping[str, AttentionSource], options: Options, common: dict[str, Any]
 ) -> None:
@@ -127,6 +133,15 @@ def _received(options: Options, model: AttentionSource) -> str:
     return f"attention received by each gene{by}; {options['groups']}{_beside(options)}"
 
 
+def _attention_norms(options: Options, model: AttentionSource) -> str:
+    readout = options["readout"] or model.default_readout
+    return f"GlobEnc of {readout}, mixing ratios and norms per head; {options['groups']}{_beside(options)}"
+
+
+def _relevance(options: Options, model: AttentionSource) -> str:
+    return f"{options['method']} relevance of genes for {options['target']}; {options['groups']}"
+
+
 def _rank_profile(options: Options, model: AttentionSource) -> str:
     against = f", and its change to {', '.join(options['against'])}" if options["against"] else ""
     return f"attention received at each rank{against}; {options['groups']}"
@@ -158,6 +173,24 @@ ANALYSES = {
         _received,
         lambda console, adata: tables.show_top_genes(
             console, adata.uns["received"], "Genes that receive most attention"
+        ),
+        _SCORED,
+        "top_genes.png",
+    ),
+    "attention_norms": Analysis(
+        frozenset({"readout", "groupby", "replicate_key", "null", "seed"}),
+        _attention_norms,
+        lambda console, adata: tables.show_top_genes(
+            console, adata.uns["attention_norms"], "Genes whose vectors are carried furthest"
+        ),
+        {**_SCORED, "heads": ("heads", False), "layers": ("layers", False)},
+        "heads.png",
+    ),
+    "relevance": Analysis(
+        frozenset({"target", "method", "readout", "groupby", "replicate_key", "by", "seed"}),
+        _relevance,
+        lambda console, adata: tables.show_top_genes(
+            console, adata.uns["relevance"], "Genes that the prediction depends on"
         ),
         _SCORED,
         "top_genes.png",

@@ -9,7 +9,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from scfast.cli.analyses import ANALYSES, check_models, check_options, run, write
+from scfast.cli.analyses import ANALYSES, check_models, check_options, check_target, run, write
 from scfast.cli.console import Console, json_option
 
 
@@ -29,7 +29,17 @@ from scfast.cli.console import Console, json_option
 )
 @click.option("--readout", help="cls, mean or gene:NAME.  [default: as the model's authors]")
 @click.option("--layers", help="prefix, suffix, or FIRST-LAST such as 0-2.  [default: all]")
-@click.option("--by", type=click.Choice(["layer", "head"]), help="received: also for each layer or head.")
+@click.option(
+    "--by", type=click.Choice(["layer", "head"]), help="received, relevance: also for each layer or head."
+)
+@click.option("--target", help="relevance: class:NAME of a fine-tuned model, or gene:NAME.")
+@click.option(
+    "--method",
+    type=click.Choice(["chefer-mm", "row-normalised", "gradient-attention", "attribution"]),
+    default="chefer-mm",
+    show_default=True,
+    help="relevance: how gradients weigh attention.",
+)
 @click.option(
     "--against",
     multiple=True,
@@ -82,6 +92,8 @@ def command(
       scfast run cells.h5ad --model geneformer:base --analysis rank_profile --against geneformer:tuned -o results
       scfast run cells.h5ad --model geneformer:base --analysis attention_shift --against geneformer:tuned -o results
       scfast run cells.h5ad --model geneformer:my_model --analysis key_genes --highlight p53.txt -o results
+      scfast run cells.h5ad --model geneformer:my_model --analysis attention_norms -o results
+      scfast run cells.h5ad --model geneformer:tuned --analysis relevance --target class:high -o results
       scfast run cells.h5ad --model geneformer:my_model --analysis embed -o results
       scfast run cells.h5ad --model geneformer:my_model --device cuda:1 --memory 20GB -o results
       scfast run cells.h5ad --model geneformer:my_model -o results --dry-run
@@ -92,6 +104,7 @@ def command(
 
     console = Console(as_json)
     check_options(analysis, _typed())
+    check_target(analysis, options["target"])
     parsed = options | {
         "layers": parse_layers(options["layers"]),
         "genes": parse_names(options["genes"]),

@@ -7,6 +7,7 @@ from scfast.pl.confusion import confusion
 from scfast.pl.key_genes import key_genes
 from scfast.pl.rank_profile import rank_profile
 from scfast.pl.received import received
+from scfast.pl.relevance import relevance
 from scfast.pl.rollout import rollout
 
 __all__ = [
@@ -17,5 +18,6 @@ __all__ = [
     "key_genes",
     "rank_profile",
     "received",
+    "relevance",
     "rollout",
 ]
