@@ -69,7 +69,8 @@ def command(
        than their frequencies allow (held-out loss below the unigram loss).
     2. It is fine-tuned to tell stimulated from control cells of one donor and tested on the other, both ways,
        with the encoder frozen, its last layer free, and all free; three seeds each.
-    3. Attention received, before and after: the places of ISG15, IFI6, IFIT1, IFIT3 and MX1 in stimulated cells
+    3. Attention maps before and after on the test donor: their cosine, layer by layer and head by head.
+    4. Attention received, before and after: the places of ISG15, IFI6, IFIT1, IFIT3 and MX1 in stimulated cells
        of the test donor, beside their places by expression and by a Wilcoxon test.
 
     About 15 minutes on two threads. Killed? Type the same command again: finished models are kept.
@@ -93,6 +94,12 @@ def command(
     accuracy = accuracy_table(kang, logs)
     show(console, "Accuracy on the donor that was not trained on", accuracy, out / "accuracy.csv")
     draw_confusion(logs, out)
+    shift = shift_table(console, kang, base, logs, out)
+    show(
+        console,
+        "Cosine of the attention maps with the pretrained model's: mean [range over seeds]",
+        by_head(shift),
+    )
     genes = gene_places(console, kang, base, logs, out)
     show(
         console,
@@ -244,13 +251,45 @@ def draw_confusion(runs: list[Run], out: Path) -> None:
         scfast.pl.confusion(first, show=False, save=out / f"confusion_tested_on_{tested}.png")
 
 
+def shift_table(console: Console, kang: ad.AnnData, base: str, runs: list[Run], out: Path) -> pd.DataFrame:
+    """Cosine of the attention maps of the pretrained and the fine-tuned model, by layer and head, over seeds."""
+    console.title("Attention maps, before and after")
+    tables = []
+    for (tested,), group in _by(runs, "tested_on"):
+        cells = _cells_of(kang, tested)
+        for run in group:
+            key = f"{run.setting}, seed {run.seed}"
+            scfast.tl.attention_shift(cells, base, run.model, key_added=key, progress=False)
+            tables.append(cells.uns[key]["cosine"].assign(tested=tested, setting=run.setting, seed=run.seed))
+        keys = [f"{setting}, seed 0" for setting in SETTINGS]
+        scfast.pl.attention_shift(cells, keys=keys, show=False, save=out / f"shift_tested_on_{tested}.png")
+        console.event("shift", f"  donor {tested}: {len(group)} models", tested_on=tested)
+    cosines = pd.concat(tables).groupby(["tested", "setting", "layer", "head"], sort=False)["mean"]
+    table = cosines.agg(["mean", "min", "max"]).set_axis(["cosine", "least", "most"], axis=1).reset_index()
+    table.to_csv(out / "shift.csv", index=False, float_format="%.6g")
+    return table
+
+
+def by_head(shift: pd.DataFrame) -> pd.DataFrame:
+    """A row per layer, a column per head, as text."""
+    text = [f"{row.cosine:.3f} [{row.least:.3f}, {row.most:.3f}]" for row in shift.itertuples()]
+    wide = shift.assign(text=text).pivot_table(
+        index=["tested", "setting", "layer"], columns="head", values="text", aggfunc="first", sort=False
+    )
+    return wide.add_prefix("head ").reset_index()
+
+
+def _cells_of(kang: ad.AnnData, donor: str) -> ad.AnnData:
+    return kang[(kang.obs["donor"].astype(str) == donor).to_numpy()].copy()
+
+
 def gene_places(console: Console, kang: ad.AnnData, base: str, runs: list[Run], out: Path) -> pd.DataFrame:
     """Places of the key genes in stimulated cells of the test donor, by attention and by what it must beat."""
     console.title("Attention received in stimulated cells")
     symbols = kang.var["symbol"].astype(str)
     tables = []
     for tested in dict.fromkeys(run.tested_on for run in runs):
-        cells = kang[(kang.obs["donor"].astype(str) == tested).to_numpy()].copy()
+        cells = _cells_of(kang, tested)
         compared = [("pretrained", 0, base)]
         compared += [(run.setting, run.seed, run.model) for run in runs if run.tested_on == tested]
         for setting, seed, model in compared:
@@ -296,13 +335,14 @@ def _by(runs: list[Run], *names: str) -> list[tuple[tuple[Any, ...], list[Run]]]
     return list(groups.items())
 
 
-def show(console: Console, title: str, table: pd.DataFrame, file: Path) -> None:
-    """Print a table and write it."""
-    table.to_csv(file, index=False, float_format="%.6g")
+def show(console: Console, title: str, table: pd.DataFrame, file: Path | None = None) -> None:
+    """Print a table, and write it."""
+    if file is not None:
+        table.to_csv(file, index=False, float_format="%.6g")
     console.title(title)
     text = table.map(lambda value: f"{value:.3f}" if isinstance(value, float) else str(value))
     console.table(list(table.columns), text.to_numpy().tolist(), left=3)
-    console.event("table", file=file, rows=table.to_dict("records"))
+    console.event("table", title=title, rows=table.to_dict("records"))
 
 
 if __name__ == "__main__":

@@ -48,6 +48,10 @@ def test_rehearsal_of_ifn_beta(shared, tmp_path):
     columns = ["attention", "attention_difference", "expression", "wilcoxon"]
     before = genes[genes["setting"] == "pretrained"]
     assert genes.loc[frozen, columns].to_numpy().tolist() == before[columns].to_numpy().tolist()
+    shift = pd.read_csv(out / "shift.csv")
+    assert len(shift) == 2 * 3 * 2 * 4
+    assert (shift.loc[shift["setting"] == "encoder frozen", "cosine"] > 1 - 1e-6).all()
+    assert (shift.loc[shift["setting"] == "all free", "cosine"] < 1 - 1e-6).all()
     assert {file.name for file in out.glob("*.png")} >= {
         "confusion_tested_on_101.png",
         "confusion_tested_on_107.png",
