@@ -73,7 +73,7 @@ def command(
     4. Attention received, before and after: the places of ISG15, IFI6, IFIT1, IFIT3 and MX1 in stimulated cells
        of the test donor, beside their places by expression and by a Wilcoxon test.
 
-    About 15 minutes on two threads. Killed? Type the same command again: finished models are kept.
+    Allow twenty minutes on two threads. Killed? Type the same command again: finished models are kept.
 
     \b
     Examples:
