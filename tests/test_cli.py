@@ -200,7 +200,7 @@ def test_key_genes(data, model, tmp_path):
 def test_embed(data, model, tmp_path):
     invoke("run", data, "--model", f"geneformer:{model}", "--analysis", "embed", "-o", tmp_path)
     (embedding,) = ad.read_h5ad(tmp_path / "cells.h5ad").obsm.values()
-    assert embedding.shape == (40, 128)
+    assert embedding.shape == (40, 64)
 
 
 def test_dry_run_says_what_would_be_done_and_writes_nothing(data, model, tmp_path):
