@@ -89,6 +89,17 @@ struct TopkArgs {
   int64_t* keys;                                // [Tq, Hout, n], place within the cell
 };
 
+struct ScatterArgs {
+  Geometry where;
+  const int32_t *targets, *sources;             // [Tq], [Tk], -1: not counted
+  const int32_t *query_order, *key_order;       // [Tq], [Tk]: within each cell, by target and by source
+  const float* head_weights;                    // [H] or null; heads are summed
+  void* out;                                    // [n_sources, n_targets], float64 or float32
+  bool wide;                                    // float64
+  int64_t out_row;                              // stride
+  int64_t first_source, n_sources;              // the sources that out holds
+};
+
 struct RowstatsArgs {
   Geometry where;
   int fusion;

@@ -38,7 +38,8 @@ struct FusedStrips {
 
   // The map over `n` rows of the cell. Its last head is still owed: block() settles a block, settle(&owed) all.
   // What a job may read of the strip are its sizes and rows.
-  Strip visit(const int* rows, int n) {
+  template <class Errand>
+  Strip visit(const int* rows, int n, Errand& errand) {
     const int group = g.heads / g.kv_heads;
     Strip strip;
     owed.keys = 0;
@@ -46,10 +47,15 @@ struct FusedStrips {
       const Score score = score_of(g, cell, h, Dot::kPack > 1);
       b.k = keys + (h / group - head / group) * head_size;
       pack_queries(g, cell, h, rows, n, score.query_factor, b.unpacked, b.q);
-      visit_rows(b, score, rows, n, cell.keys, {true, false, false, columns}, &owed, &strip);
+      visit_rows(b, score, rows, n, cell.keys, {true, false, false, columns}, &owed, &strip, errand);
       owe(strip, {map, fusion, head_weights ? head_weights[h] : 1.f, h == head}, &owed);
     }
     return strip;
+  }
+
+  Strip visit(const int* rows, int n) {
+    NoErrand errand;
+    return visit(rows, n, errand);
   }
 
   // [keys of the block][lanes] from key `first` on, a multiple of kKeys: once per strip and block.

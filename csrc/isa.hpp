@@ -13,6 +13,7 @@ struct Kernels {
   bool (*attention_matmul)(const MatmulArgs*);
   bool (*attention_compare)(const CompareArgs*);
   bool (*attention_topk)(const TopkArgs*);
+  bool (*attention_scatter)(const ScatterArgs*);
 };
 
 extern "C" {

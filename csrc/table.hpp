@@ -6,6 +6,7 @@
 #include "attention_forward.hpp"
 #include "attention_matmul.hpp"
 #include "attention_rowstats.hpp"
+#include "attention_scatter.hpp"
 #include "attention_topk.hpp"
 #include "isa.hpp"
 
@@ -15,6 +16,6 @@
 #define SCFAST_TEXT(a) SCFAST_TEXT_(a)
 
 extern "C" const scfast::Kernels scfast::SCFAST_NAME(scfast_, SCFAST_ISA) = {
-    SCFAST_TEXT(SCFAST_ISA), attention_forward, attention_colsum,  attention_rowstats,
-    attention_backward,      attention_matmul,  attention_compare, attention_topk,
+    SCFAST_TEXT(SCFAST_ISA), attention_forward, attention_colsum, attention_rowstats, attention_backward,
+    attention_matmul,        attention_compare, attention_topk,   attention_scatter,
 };

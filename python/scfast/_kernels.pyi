@@ -109,6 +109,20 @@ def attention_compare(first: Geometry, second: Geometry, sums: int, /) -> None: 
 def attention_topk(
     where: Geometry, n: int, fusion: int, head_weights: int, values: int, keys: int, /
 ) -> None: ...
+def attention_scatter(
+    where: Geometry,
+    targets: int,
+    sources: int,
+    query_order: int,
+    key_order: int,
+    head_weights: int,
+    out: int,
+    wide: bool,
+    out_row: int,
+    first_source: int,
+    n_sources: int,
+    /,
+) -> None: ...
 def rank_values(
     input: RankInput, limit: int, n_expressed: int, n_in_vocabulary: int, token_ids: int, columns: int, /
 ) -> None: ...

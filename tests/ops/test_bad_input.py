@@ -10,7 +10,13 @@ import pytest
 import torch
 
 from scfast import Packing
-from scfast.ops import attention_colsum, attention_forward, attention_matmul, attention_rowstats
+from scfast.ops import (
+    attention_colsum,
+    attention_forward,
+    attention_matmul,
+    attention_rowstats,
+    attention_scatter,
+)
 from scfast.ops._dispatch import BACKENDS, BackendError
 from tests.ops.helpers import make_case
 
@@ -23,15 +29,21 @@ def call(op: str, **changed: Any) -> object:
         inputs.pop("v")
     if op == "matmul":
         inputs = {"x": torch.zeros(9, 5, device=inputs["q"].device)} | inputs
+    if op == "scatter":
+        there = inputs["q"].device
+        ids = torch.arange(9, device=there)
+        out = torch.zeros(9, 9, device=there, dtype=torch.float64)
+        inputs = {"ids": ids, "ids_q": ids, "out": out} | inputs
     return {
         "forward": attention_forward,
         "colsum": attention_colsum,
         "rowstats": attention_rowstats,
         "matmul": attention_matmul,
+        "scatter": attention_scatter,
     }[op](**inputs)
 
 
-ALL = ("forward", "colsum", "rowstats", "matmul")
+ALL = ("forward", "colsum", "rowstats", "matmul", "scatter")
 REFUSED: list[tuple[tuple[str, ...], dict[str, Any], type[Exception], str]] = [
     (
         ALL,
@@ -98,13 +110,13 @@ REFUSED: list[tuple[tuple[str, ...], dict[str, Any], type[Exception], str]] = [
         "q is torch.float32 and v is torch.bfloat16",
     ),
     (
-        ("colsum", "rowstats", "matmul"),
+        ("colsum", "rowstats", "matmul", "scatter"),
         {"heads": "median"},
         ValueError,
         "heads='median' is not a fusion; use one of mean, sum",
     ),
     (
-        ("colsum", "rowstats", "matmul"),
+        ("colsum", "rowstats", "matmul", "scatter"),
         {"head_weights": torch.ones(2)},
         ValueError,
         r"head_weights must have shape \(4,\), got \(2,\)",
@@ -138,7 +150,7 @@ REFUSED: list[tuple[tuple[str, ...], dict[str, Any], type[Exception], str]] = [
         ("matmul",),
         {"heads": "max"},
         ValueError,
-        "attention_matmul does not take heads='max': it is not linear in the heads; use 'mean', 'sum' or 'none'",
+        "attention_matmul does not take heads='max': it is not linear in the heads; use one of mean, sum, none",
     ),
     (("matmul",), {"heads": "min"}, ValueError, "attention_matmul does not take heads='min'"),
     (
@@ -156,6 +168,49 @@ REFUSED: list[tuple[tuple[str, ...], dict[str, Any], type[Exception], str]] = [
         "x is torch.float16; use torch.float32 or the dtype of q, torch.float32",
     ),
     (("matmul",), {"x": torch.zeros(9, 5, device="meta")}, ValueError, "x is on meta and q on cpu"),
+    (
+        ("scatter",),
+        {"heads": "max"},
+        ValueError,
+        "attention_scatter does not take heads='max'.*; use one of mean, sum",
+    ),
+    (
+        ("scatter",),
+        {"heads": "none"},
+        ValueError,
+        "heads='none': it keeps the heads apart; use one of mean, sum",
+    ),
+    (
+        ("scatter",),
+        {"ids": torch.arange(8)},
+        ValueError,
+        r"ids must have shape \(9,\), one per token, got \(8,\)",
+    ),
+    (("scatter",), {"ids_q": torch.arange(10)}, ValueError, r"ids_q must have shape \(9,\)"),
+    (("scatter",), {"ids_q": None}, ValueError, "ids_q is needed where cells have other queries than keys"),
+    (("scatter",), {"ids": torch.rand(9)}, TypeError, "ids is torch.float32; use torch.int64 or torch.int32"),
+    (("scatter",), {"ids": torch.arange(9, device="meta")}, ValueError, "ids is on meta and q on cpu"),
+    (
+        ("scatter",),
+        {"ids": torch.arange(1, 10)},
+        ValueError,
+        "ids holds 9; ids lie in 0 to 8, or are -1: not counted",
+    ),
+    (("scatter",), {"ids": torch.arange(9) - 2}, ValueError, "ids holds -2; ids lie in 0 to 8"),
+    (("scatter",), {"ids_q": torch.arange(9) + 5}, ValueError, "ids_q holds 13; ids lie in 0 to 8"),
+    (
+        ("scatter",),
+        {"out": torch.zeros(9)},
+        ValueError,
+        r"out must be \[sources, targets\], got shape \(9,\)",
+    ),
+    (("scatter",), {"out": torch.zeros(9, 9).half()}, TypeError, "out is torch.float16; use torch.float64"),
+    (("scatter",), {"out": torch.zeros(9, 9, device="meta")}, ValueError, "out is on meta and q on cpu"),
+    (("scatter",), {"out": torch.zeros(9, 9).T[:, ::2]}, ValueError, "its rows must be dense and apart"),
+    (("scatter",), {"out": torch.zeros(1, 9).expand(9, 9)}, ValueError, "its rows must be dense and apart"),
+    (("scatter",), {"out": torch.zeros(9, 9, requires_grad=True)}, ValueError, r"pass out.detach\(\)"),
+    (("scatter",), {"rows": (0, 8)}, ValueError, r"rows=\(0, 8\) are 8 sources and out has 9 rows"),
+    (("scatter",), {"rows": (-1, 8)}, ValueError, r"rows=\(-1, 8\)"),
     (("colsum",), {"residual": 1.5}, ValueError, r"residual must lie in \[0, 1\], got 1.5"),
     (("colsum",), {"residual": float("nan")}, ValueError, r"residual must lie in \[0, 1\], got nan"),
     (("colsum",), {"residual": 0.5}, ValueError, "residual needs as many queries as keys in every cell"),

@@ -10,7 +10,13 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from scfast import Packing
-from scfast.ops import attention_colsum, attention_forward, attention_matmul, attention_rowstats
+from scfast.ops import (
+    attention_colsum,
+    attention_forward,
+    attention_matmul,
+    attention_rowstats,
+    attention_scatter,
+)
 from tests.ops.helpers import Case, make_case, row_weights
 
 BACKENDS = ("cpu", "reference")
@@ -77,6 +83,24 @@ def test_products_and_column_sums_are_transposes(backend: str, options: dict[str
     product = attention_matmul(case.q, case.k, case.packing, x, **fusion, **options).double()
     product = product.reshape(r.shape[1], -1, 5)  # [Tq, Hout, W]
     close(sums @ x.double(), torch.einsum("ri,ihw->rhw", r.double(), product))  # (r^T A) x = r^T (A x)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_sums_by_id_are_products_with_one_hot_rows(backend: str, options: dict[str, Any]) -> None:
+    case = case_of(options)
+    random = torch.Generator().manual_seed(9)
+    source = torch.randint(-1, 20, (case.packing.total_k,), generator=random)
+    target = torch.randint(-1, 15, (case.packing.total_q,), generator=random)
+    out = torch.zeros(20, 15, dtype=torch.float64)
+    attention_scatter(case.q, case.k, case.packing, source, out, ids_q=target, backend=backend, **options)
+    of_source, of_target = ((x[:, None] == torch.arange(n)).float() for x, n in ((source, 20), (target, 15)))
+    read = attention_matmul(case.q, case.k, case.packing, of_source, backend=backend, **options)  # [Tq, 20]
+    close(out, read.double().T @ of_target.double())
+    received = attention_colsum(
+        case.q, case.k, case.packing, (target >= 0).float(), backend=backend, **options
+    )
+    close(out.sum(1), received[0, 0].double() @ of_source.double())
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)

@@ -54,6 +54,19 @@ def arguments(op: str, dtype: torch.dtype = torch.float32, **extra: Any) -> tupl
             *given,
         ),
         "attention_matmul": (case.q, case.k, *where, *score, torch.rand(49, 20), linear, weights),
+        "attention_scatter": (
+            case.q,
+            case.k,
+            *where,
+            *score,
+            torch.arange(49) % 20,
+            torch.arange(38),
+            torch.zeros(20, 38, dtype=torch.float64),
+            0,
+            20,
+            "sum" if heads == "none" else linear,
+            weights,
+        ),
         "attention_rowstats": (case.q, case.k, *where, *score, heads, weights, *given),
         "attention_topk": (case.q, case.k, *where, *score, 5, heads, weights),
         "attention_compare": (case.q, case.k, case.q * 2, case.k, *where, *score, *score),
@@ -68,6 +81,7 @@ OPS = (
     "attention_matmul",
     "attention_compare",
     "attention_topk",
+    "attention_scatter",
 )
 
 
@@ -103,7 +117,7 @@ def test_fakes_have_the_shapes_and_dtypes_of_the_real_thing(op: str, dtype: torc
     with FakeTensorMode() as mode:
         fake_args = [mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in args]
         fake = getattr(torch.ops.scfast, op)(*fake_args)
-    fake, real = ((x,) if isinstance(x, torch.Tensor) else x for x in (fake, real))
+    fake, real = ((x,) if isinstance(x, torch.Tensor) else x or () for x in (fake, real))
     assert [(x.shape, x.dtype) for x in fake] == [(x.shape, x.dtype) for x in real]
 
 
@@ -122,6 +136,10 @@ def call(
     if op == "attention_compare":
         products = ops.attention_compare(q, k, v, k, packing, causal=(True, False))
         return *products, products.cosine
+    if op == "attention_scatter":
+        ids = torch.arange(q.shape[0])
+        out = q.new_ones((q.shape[0], q.shape[0]), dtype=torch.float64)
+        return (ops.attention_scatter(q, k, packing, ids, out) + 1, out)
     if op == "attention_colsum":
         sums, rho = ops.attention_colsum(q, k, packing, heads="max", row_sums=True)
         return sums * 2, rho

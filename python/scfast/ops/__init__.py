@@ -7,6 +7,7 @@ from scfast.ops.attention_compare import MapProducts, attention_compare
 from scfast.ops.attention_forward import AttentionOutput, attention_forward
 from scfast.ops.attention_matmul import attention_matmul
 from scfast.ops.attention_rowstats import RowStats, attention_rowstats
+from scfast.ops.attention_scatter import attention_scatter
 from scfast.ops.attention_topk import TopKeys, attention_topk
 from scfast.ops.rank_values import RankedCells, rank_values
 
@@ -26,6 +27,7 @@ __all__ = [
     "attention_forward",
     "attention_matmul",
     "attention_rowstats",
+    "attention_scatter",
     "attention_topk",
     "rank_values",
 ]

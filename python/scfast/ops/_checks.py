@@ -118,13 +118,11 @@ def check_heads(q: torch.Tensor, heads: str, head_weights: torch.Tensor | None) 
     return head_weights.to(device=q.device, dtype=torch.float32).contiguous()
 
 
-def check_linear(op: str, heads: str) -> None:
-    """Refuse a fusion that is not a sum over heads."""
-    if heads in ("max", "min"):
-        raise ValueError(
-            f"{op} does not take heads={heads!r}: it is not linear in the heads; use 'mean', 'sum' or 'none', or"
-            " attention_colsum with row weights for the largest and smallest elements"
-        )
+def check_linear(op: str, heads: str, taken: tuple[str, ...] = ("mean", "sum", "none")) -> None:
+    """Refuse a fusion that an op of sums over heads does not take."""
+    if heads in HEADS and heads not in taken:
+        why = " it keeps the heads apart" if heads == "none" else " it is not linear in the heads"
+        raise ValueError(f"{op} does not take heads={heads!r}:{why}; use one of {', '.join(taken)}")
 
 
 def check_x(x: torch.Tensor, q: torch.Tensor, packing: Packing) -> torch.Tensor:
@@ -138,6 +136,50 @@ def check_x(x: torch.Tensor, q: torch.Tensor, packing: Packing) -> torch.Tensor:
     if x.device != q.device:
         raise ValueError(f"x is on {x.device} and q on {q.device}: move them together")
     return x
+
+
+def check_out(out: torch.Tensor, q: torch.Tensor, rows: tuple[int, int] | None) -> tuple[int, int]:
+    """Refuse a matrix that sums cannot be added to; returns the sources that it holds, [first, last)."""
+    if out.dim() != 2:
+        raise ValueError(f"out must be [sources, targets], got shape {tuple(out.shape)}")
+    if out.dtype not in (torch.float64, torch.float32):
+        raise TypeError(f"out is {out.dtype}; use torch.float64, or torch.float32 for half the memory")
+    if out.device != q.device:
+        raise ValueError(f"out is on {out.device} and q on {q.device}: move them together")
+    if out.numel() and (out.stride(1) != 1 or out.stride(0) < out.shape[1]):
+        raise ValueError(
+            f"out has strides {out.stride()}: its rows must be dense and apart, as torch.zeros makes them"
+        )
+    if out.requires_grad:
+        raise ValueError("out requires a gradient, and sums are added to it in place: pass out.detach()")
+    first, last = (0, out.shape[0]) if rows is None else rows
+    if not 0 <= first <= last or last - first != out.shape[0]:
+        raise ValueError(
+            f"rows={rows} are {last - first} sources and out has {out.shape[0]} rows: give (first, last) with"
+            " 0 <= first and last - first = len(out)"
+        )
+    return first, last
+
+
+def check_ids(name: str, ids: torch.Tensor, total: int, q: torch.Tensor) -> None:
+    """Refuse ids of another shape or dtype."""
+    if tuple(ids.shape) != (total,):
+        raise ValueError(f"{name} must have shape ({total},), one per token, got {tuple(ids.shape)}")
+    if ids.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"{name} is {ids.dtype}; use torch.int64 or torch.int32")
+    if ids.device != q.device:
+        raise ValueError(f"{name} is on {ids.device} and q on {q.device}: move them together")
+
+
+def check_id_values(name: str, ids: torch.Tensor, limit: int) -> None:
+    """Refuse ids below -1 or not below ``limit``: called by the backends, which may be traced before."""
+    if ids.numel() == 0:
+        return
+    low, high = (int(x) for x in ids.aminmax())
+    if low < -1 or high >= limit:
+        raise ValueError(
+            f"{name} holds {low if low < -1 else high}; ids lie in 0 to {limit - 1}, or are -1: not counted"
+        )
 
 
 def check_row_weights(row_weights: torch.Tensor | None, q: torch.Tensor, packing: Packing) -> torch.Tensor:

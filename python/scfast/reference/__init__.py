@@ -6,6 +6,7 @@ from scfast.reference.attention_compare import attention_compare
 from scfast.reference.attention_forward import attention_forward
 from scfast.reference.attention_matmul import attention_matmul
 from scfast.reference.attention_rowstats import attention_rowstats
+from scfast.reference.attention_scatter import attention_scatter
 from scfast.reference.attention_topk import attention_topk
 from scfast.reference.rank_values import rank_values
 
@@ -16,6 +17,7 @@ __all__ = [
     "attention_forward",
     "attention_matmul",
     "attention_rowstats",
+    "attention_scatter",
     "attention_topk",
     "rank_values",
 ]

@@ -1,0 +1,65 @@
+"""Shapes and inputs for attention_scatter: a cell of distinct genes, into sums over 20,000 x 20,000 of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+import peers
+from ops._attention import TINY, cases
+from ops._attention import inputs as attention_inputs
+from scfast import ops, reference
+
+__all__ = ["CASES", "OP", "TINY_CASES", "contenders", "exact", "inputs"]
+
+OP = "attention_scatter"
+GENES = 20_000
+#: Sources whose sums are compared: all of them would be 3 GB a contender.
+COMPARED = 512
+CASES = cases(("float32",))
+TINY_CASES = cases(("float32",), TINY)
+COLUMN_SUMS = "attention_colsum"
+DENSE = "materialised"
+
+
+def inputs(case: dict[str, Any]) -> dict[str, Any]:
+    """Those of every attention op; ids [L] in any order; float64 sums of either contender, on huge pages."""
+    random = torch.Generator().manual_seed(3)
+    ids = torch.randperm(GENES, generator=random)[: case["tokens"]]
+    sums = {name: torch.from_numpy(np.zeros((GENES, GENES))) for name in (peers.OURS, DENSE)}
+    return attention_inputs(case) | {"ids": ids, "sums": sums}
+
+
+def ours(x: dict[str, Any]) -> peers.Answer:
+    out = x["sums"][peers.OURS]
+    ops.attention_scatter(x["q"], x["k"], x["packing"], x["ids"], out)
+    return {"sums": out[:COMPARED]}
+
+
+def dense(x: dict[str, Any]) -> peers.Answer:
+    """The map held, and added at once."""
+    out, ids = x["sums"][DENSE], x["ids"]
+    out[ids[:, None], ids] += peers.maps(x)[1].mean(0).T
+    return {"sums": out[:COMPARED]}
+
+
+def column_sums(x: dict[str, Any]) -> peers.Answer:
+    peers.colsum(x)
+    return {}
+
+
+def exact(x: dict[str, Any]) -> peers.Answer:
+    shape = (COMPARED, GENES)
+    rows = (0, COMPARED)
+    return {"sums": reference.attention_scatter(x["q"], x["k"], x["packing"], x["ids"], shape, rows=rows)}
+
+
+def contenders(case: dict[str, Any]) -> dict[str, peers.Contender]:
+    return {
+        peers.OURS: ours,
+        COLUMN_SUMS: column_sums,
+        peers.YARDSTICK: peers.sdpa_time,
+        DENSE: dense,
+    }
