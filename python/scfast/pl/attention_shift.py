@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 
+from scfast.pl._figure import figure_of, finish
+
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
@@ -101,18 +103,11 @@ def attention_shift(
     for panel, (name, group, cosines) in zip(axes, panels, strict=True):
         image = panel.imshow(cosines, vmin=low, vmax=high, cmap=cmap, aspect="equal", interpolation="nearest")
         _decorate(panel, cosines.shape, [name] * (len(names) > 1) + [group] * (len(known) > 1))
-    drawn = axes[0].get_figure()
-    assert drawn is not None
-    bar = drawn.colorbar(image, ax=axes, shrink=0.8, pad=0.02)
+    bar = figure_of(axes[0]).colorbar(image, ax=axes, shrink=0.8, pad=0.02)
     bar.set_label("cosine of the maps", fontsize=8.5)
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)
-    if save is not None:
-        whole = axes[0].get_figure(root=True)
-        assert whole is not None
-        whole.savefig(save, dpi=200, bbox_inches="tight")
-    if show or (show is None and ax is None and save is None and plt.isinteractive()):
-        plt.show()
+    finish(axes[0], ax is None, show, save)
     return axes[0] if len(axes) == 1 else axes
 
 
