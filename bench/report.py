@@ -63,10 +63,9 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 def label(case: dict[str, Any]) -> str:
     if not set(SHAPE) <= set(case):
         return ", ".join(f"{key} {value}" for key, value in case.items())
-    further = [
-        str(value) for key, value in case.items() if key not in ("heads", "tokens") and value != "float32"
-    ]
-    return ", ".join([f"{case['heads']} × {case['tokens']}", *further])
+    further = [f"{key} {value}" for key, value in case.items() if key not in SHAPE]
+    dtype = [] if case["dtype"] == "float32" else [case["dtype"]]
+    return ", ".join([f"{case['heads']} × {case['tokens']}", *dtype, *further])
 
 
 def by_case(result: dict[str, Any]) -> list[list[dict[str, Any]]]:

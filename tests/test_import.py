@@ -59,7 +59,7 @@ where = kernels.Geometry(
     dtype=0, q=at(q), k=at(k), q_strides=(8, 8), k_strides=(8, 8), sizes=(9, 9, 1, 1, 8),
     cu_seqlens_q=at(cu_seqlens), cu_seqlens_k=at(cu_seqlens), work=at(work), n_cells=1, n_work=1,
     causal_offset=at(offset), key_bias=0, bias_heads=0, scale=0.5, softcap=0.0, causal=False, threads=2)
-kernels.attention_colsum(where, at(weights), 1, 1, 0, -1.0, at(sums), 0)
+kernels.attention_colsum(where, at(weights), 1, 1, 0, -1.0, at(sums), 0, kernels.Map())
 p = np.exp(0.5 * q[:, 0].astype(float) @ k[:, 0].T)
 np.testing.assert_allclose(sums[0, 0], (p / p.sum(1, keepdims=True)).sum(0), rtol=2e-6)
 assert "torch" not in sys.modules
