@@ -18,7 +18,7 @@ from scfast.cli.console import Console, json_option
     "--preset",
     default="tiny",
     show_default=True,
-    help="Size: tiny (a minute on two cores), small, v1-10m (Geneformer's).",
+    help="Size: tiny (a minute and a half on two cores), small, v1-10m (Geneformer's).",
 )
 @click.option(
     "--vocabulary",

@@ -56,8 +56,8 @@ class Preset:
     count_noise: float = 0.0
 
 
-#: ``tiny`` trains in about a minute on two cores, on few cells. What those teach about hidden genes is faint, so its
-#: batches are large; and all of them are ranked anew, because otherwise it learns the order of rare counts instead.
+#: ``tiny`` trains in a minute and a half on two cores, on few cells. What those teach about hidden genes is faint, so
+#: its batches are large; and all of them are ranked anew, because otherwise it learns the order of rare counts instead.
 #: ``v1-10m`` has the shape and the regularisation of Geneformer V1-10M.
 PRESETS = {
     "tiny": Preset(

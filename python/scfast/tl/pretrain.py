@@ -58,7 +58,7 @@ def pretrain(
         Receives ``config.json``, ``model.safetensors``, ``token_dictionary.json``,
         ``gene_median_dictionary.json`` and ``training_log.json``; checkpoints while it trains.
     preset
-        ``"tiny"`` (2 layers, 4 heads, width 64, 512 tokens: a minute on two cores), ``"small"`` (4, 4, 256,
+        ``"tiny"`` (2 layers, 4 heads, width 64, 512 tokens: a minute and a half on two cores), ``"small"`` (4, 4, 256,
         1024 tokens) or ``"v1-10m"`` (6, 4, 256, 2048 tokens: Geneformer V1-10M).
     vocabulary
         Gene ids of any kind. Default: the genes of ``adata`` that any cell expresses.
