@@ -237,7 +237,7 @@ def test_the_null_model_runs_in_the_same_blocks(source: GeneformerSource) -> Non
     assert source.block_tokens is None
     counts = scfast.run.Counts(cells(source).X, cells(source).var)
     plan = scfast.run.make_plan(np.array([42] * 6), token_budget=100, block_tokens=8)
-    batches = _batches.Batches(blocked, counts, None, plan, 1, _batches.Conditions())
+    batches = _batches.Batches(blocked, counts, None, plan, {}, _batches.Conditions())
     assert batches.again(source.untrained(), plan).source.block_tokens == 8
     with pytest.raises(ValueError, match="run in blocks, which toy cannot: grant more"):
         batches.again(toy_source(), plan)

@@ -167,6 +167,11 @@ class Recorder:
         return any(observable.needs_parts for observable in self.observables)
 
     @property
+    def takes_blocks(self) -> bool:
+        """Whether :meth:`attend_blocks` may be called in the place of :meth:`attend`."""
+        return all(observable.takes_blocks for observable in self.observables)
+
+    @property
     def target(self) -> TargetLike | None:
         """What :meth:`differentiate` must be given; None: nothing is differentiated."""
         return self._gradients.target

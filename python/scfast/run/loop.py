@@ -1,10 +1,10 @@
-"""The loop over batches: computed, copied back, added up; halved where memory runs out."""
+"""The loop over batches: computed, copied back, added up; made smaller where memory runs out."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from scfast.attention.recorder import Recorder
 from scfast.models.base import AttentionSource, Tokens
 from scfast.observables.base import Observable
 from scfast.run.collect import Collector
+from scfast.run.memory import bytes_per_token, smaller_block
 from scfast.run.out_of_memory import cell_too_large, is_out_of_memory
 from scfast.run.transfer import Transfer
 
@@ -33,12 +34,15 @@ class Piece:
         int64 [B]: row numbers of the cells in the data.
     counts, tokens
         Theirs, on the host.
+    block_tokens
+        Tokens of the blocks in which the model runs them; 0: in the form it was given.
     """
 
     start: int
     rows: np.ndarray
     counts: sparse.csr_matrix
     tokens: Tokens
+    block_tokens: int = 0
 
     def halves(self) -> tuple[Piece, Piece]:
         """Two pieces of two or more cells, as equal in tokens as can be; the order stays."""
@@ -63,8 +67,8 @@ class _Running:
 class Loop:
     """Runs pieces through a model and adds up what is observed, in the order of the pieces.
 
-    Where memory runs out in a piece, wherever that is, nothing of it has been added: it is run in halves, and the
-    pieces before and after it are as they were.
+    Where memory runs out in a piece, wherever that is, nothing of it has been added: it is run in halves, one cell in
+    smaller and smaller blocks of tokens, and the pieces before and after it are as they were.
 
     Parameters
     ----------
@@ -78,8 +82,11 @@ class Loop:
         Of the ops.
     transfer
         To the model's device and back.
-    per_token
-        Bytes that a token takes, for the message about a cell that is too large.
+    block_tokens
+        Tokens of the blocks in which the model was given; 0: whole.
+    kept
+        ``layers_kept`` and what else :func:`~scfast.run.memory.bytes_per_token` takes, for the message about a cell
+        that is too large.
     done
         Called with the number of cells of each finished piece.
 
@@ -87,6 +94,8 @@ class Loop:
     ----------
     cuts
         Places in the plan where a batch was cut in two.
+    blocks
+        Tokens of a block, for cells that were run in smaller ones, by their place in the plan.
     """
 
     def __init__(
@@ -98,7 +107,8 @@ class Loop:
         *,
         backend: str,
         transfer: Transfer,
-        per_token: int,
+        block_tokens: int,
+        kept: Mapping[str, int],
         done: Callable[[int], object],
     ) -> None:
         self._source, self._observables, self._backend = source, observables, backend
@@ -111,9 +121,11 @@ class Loop:
                 " their methods (scfast.analyses.base)"
             )
         self._collectors = collectors
-        self._transfer, self._per_token, self._done = transfer, per_token, done
+        self._transfer, self._block_tokens, self._kept, self._done = transfer, block_tokens, kept, done
         self.cuts: list[int] = []
+        self.blocks: dict[int, int] = {}
         self._reason = ""
+        self._takes_blocks = True
 
     def run(self, pieces: Iterator[Piece]) -> None:
         """Run all pieces. While a GPU computes one, the host fetches the next and adds up the one before."""
@@ -129,7 +141,7 @@ class Loop:
                     self._finish(before)
                     before = None
                 if running is None:
-                    self._halve(piece)
+                    self._retry(piece)
                 elif self._transfer.overlaps:
                     before = running
                 else:
@@ -156,19 +168,29 @@ class Loop:
                 self._observables(piece.tokens), backend=self._backend, keep=False, check=False
             )
             arrived = (self._transfer.upload(piece.tokens) if tokens is None else tokens)()
-            self._source.forward(arrived, recorder)
+            self._takes_blocks = recorder.takes_blocks
+            self._form(piece).forward(arrived, recorder)
             return _Running(piece, recorder, self._transfer.download(recorder.batch))
         except Exception as error:
             self._note(error)
         # The error is gone here, and with it the frames that held on to the piece's tensors.
         return None
 
+    def _form(self, piece: Piece) -> AttentionSource:
+        """The model as the piece is run on it."""
+        form = self._source.in_blocks(piece.block_tokens) if piece.block_tokens else self._source
+        if form is None:
+            raise ValueError(
+                f"the plan runs the cell in row {piece.rows[0]} in blocks of tokens, which {self._source.name} cannot"
+            )
+        return form
+
     def _finish(self, running: _Running) -> None:
-        """Add a piece up once its results are on the host; run it in halves where memory runs out."""
+        """Add a piece up once its results are on the host; run it in smaller ones where memory runs out."""
         if not self._add_up(running):
             piece = running.piece
             del running.recorder, running.results  # their memory is needed
-            self._halve(piece)
+            self._retry(piece)
 
     def _add_up(self, running: _Running) -> bool:
         """Add a piece to all analyses, or to none: False when memory ran out."""
@@ -196,21 +218,38 @@ class Loop:
             raise error
         self._reason = (str(error) or type(error).__name__).splitlines()[0]
 
-    def _halve(self, piece: Piece) -> None:
-        """Run a piece again in two halves, one after the other."""
+    def _retry(self, piece: Piece) -> None:
+        """Run a piece again in less memory: two halves, one after the other, or one cell in smaller blocks."""
         self._transfer.release()
-        if len(piece.rows) == 1:
-            (length,) = piece.tokens.lengths
-            raise cell_too_large(self._source, int(piece.rows[0]), length, self._per_token, self._reason)
+        for part in self._blocks(piece) if len(piece.rows) == 1 else self._halves(piece):
+            running = self._start(part, None)
+            if running is None:
+                self._retry(part)
+            else:
+                self._finish(running)
+
+    def _halves(self, piece: Piece) -> tuple[Piece, ...]:
         _LOG.warning(
             "%s: %d cells with %d tokens ran out of memory and are run in two halves (%s)",
             self._source.name, len(piece.rows), piece.tokens.n_tokens, self._reason,
         )  # fmt: skip
         halves = piece.halves()
         self.cuts.append(halves[1].start)
-        for half in halves:
-            running = self._start(half, None)
-            if running is None:
-                self._halve(half)
-            else:
-                self._finish(running)
+        return halves
+
+    def _blocks(self, piece: Piece) -> tuple[Piece, ...]:
+        """The piece of one cell in the next smaller blocks."""
+        (length,) = piece.tokens.lengths
+        size = smaller_block(length, piece.block_tokens or self._block_tokens)
+        if not size or not self._takes_blocks or self._source.in_blocks(size) is None:
+            form = self._form(piece)
+            raise cell_too_large(
+                form, int(piece.rows[0]), length, bytes_per_token(form, **self._kept), self._reason,
+                block_tokens=piece.block_tokens or self._block_tokens,
+            )  # fmt: skip
+        _LOG.warning(
+            "%s: a cell with %d tokens ran out of memory and is run in blocks of %d (%s)",
+            self._source.name, length, size, self._reason,
+        )  # fmt: skip
+        self.blocks[piece.start] = size
+        return (replace(piece, block_tokens=size),)

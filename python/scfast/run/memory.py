@@ -31,7 +31,7 @@ BYTES_PER_READOUT = 40
 #: Allocators round up and keep freed blocks: the share of the granted memory that batches are planned for.
 USABLE_SHARE = 0.8
 #: Tokens of a block, for cells that do not fit as a whole: the largest with which the longest cell does is taken.
-#: Fewer rows make slower matrix products, and no other result.
+#: Fewer rows make slower matrix products, and no other result; below the last, what is whole takes the memory.
 BLOCK_TOKENS = (4096, 2048, 1024, 512, 256, 128)
 
 
@@ -124,6 +124,45 @@ def bytes_per_token(
     )
 
 
+def cell_bytes(source: AttentionSource, tokens: int, **kept: int) -> int:
+    """What a cell takes that is run by itself.
+
+    Parameters
+    ----------
+    source
+        The model, in blocks or whole.
+    tokens
+        Of the cell.
+    **kept
+        ``layers_kept`` and what else :func:`bytes_per_token` takes.
+    """
+    return tokens * bytes_per_token(source, **kept) + source.bytes_per_token().get("block", 0)
+
+
+def smaller_block(tokens: int, block_tokens: int) -> int:
+    """Blocks to try after a cell ran out of memory; 0: there are no smaller ones.
+
+    Parameters
+    ----------
+    tokens
+        Of the cell.
+    block_tokens
+        Of the blocks in which it was run; 0: whole.
+
+    Examples
+    --------
+    >>> smaller_block(3000, 0), smaller_block(3000, 2048), smaller_block(3000, 128)
+    (2048, 1024, 0)
+
+    A cell shorter than any block still takes less in one, where layers are kept by what enters them.
+
+    >>> smaller_block(100, 0)
+    128
+    """
+    limit = min(tokens, block_tokens or tokens)
+    return next((size for size in BLOCK_TOKENS if size < limit), 0 if block_tokens else BLOCK_TOKENS[-1])
+
+
 def token_budget(
     memory: int, per_token: int, longest: int, *, reserved: int = 0, block: int = 0, model: str = "the model"
 ) -> int:
@@ -176,15 +215,12 @@ class Fit(NamedTuple):
         The model, in blocks if need be.
     block_tokens
         Tokens of a block; 0: whole.
-    per_token
-        Bytes that a token takes.
     token_budget
         Tokens that one batch may hold.
     """
 
     source: AttentionSource
     block_tokens: int
-    per_token: int
     token_budget: int
 
 
@@ -220,9 +256,10 @@ def fit(
         if form is None:
             continue
         chosen, tokens_of_block = form, block_tokens
-        per_token = bytes_per_token(form, **kept)
-        block = form.bytes_per_token().get("block", 0)
-        if longest * per_token + block + reserved <= memory * USABLE_SHARE:
+        if cell_bytes(form, longest, **kept) + reserved <= memory * USABLE_SHARE:
             break
-    budget = token_budget(memory, per_token, longest, reserved=reserved, block=block, model=source.name)
-    return Fit(chosen, tokens_of_block, per_token, budget)
+    budget = token_budget(
+        memory, bytes_per_token(chosen, **kept), longest, reserved=reserved,
+        block=chosen.bytes_per_token().get("block", 0), model=source.name,
+    )  # fmt: skip
+    return Fit(chosen, tokens_of_block, budget)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -37,6 +37,9 @@ class Plan:
         The conditions of the run; the device is ``"cpu"`` or the name of a GPU.
     block_tokens
         Tokens of the blocks in which the model runs, because the longest cell does not fit as a whole; 0: whole.
+    cells_in_blocks
+        Cells that ran out of memory by themselves: place in ``rows``, and tokens of the smaller blocks in which they
+        were run instead.
     """
 
     rows: np.ndarray
@@ -48,6 +51,7 @@ class Plan:
     seed: int
     device: str = "cpu"
     block_tokens: int = 0
+    cells_in_blocks: tuple[tuple[int, int], ...] = ()
 
     @property
     def n_batches(self) -> int:
@@ -68,15 +72,20 @@ class Plan:
     def hash(self) -> str:
         """Fingerprint of everything above, sha256 in hexadecimal."""
         digest = hashlib.sha256()
-        for array in (self.rows, self.offsets):
+        for array in (self.rows, self.offsets, self.cells_in_blocks):
             digest.update(np.ascontiguousarray(array, dtype="<i8").tobytes())
         digest.update(json.dumps(self.conditions(), sort_keys=True).encode())
         return digest.hexdigest()
 
-    def revised(self, cuts: Sequence[int]) -> Plan:
-        """The plan with batches that end at these places in ``rows`` too: what was run after memory ran out.
+    def revised(self, cuts: Sequence[int], blocks: Mapping[int, int] | None = None) -> Plan:
+        """What was run after memory ran out; run from the start, it gives the same bits.
 
-        Run from the start, it gives the same bits.
+        Parameters
+        ----------
+        cuts
+            Places in ``rows`` at which batches end too.
+        blocks
+            Tokens of a block for cells that are run in smaller ones, by their place in ``rows``.
 
         Examples
         --------
@@ -85,8 +94,11 @@ class Plan:
         >>> [batch.tolist() for batch in plan.revised([2]).batches()]
         [[1], [3], [0], [2]]
         """
+        if not cuts and not blocks:
+            return self
         offsets = np.union1d(self.offsets, np.asarray(cuts, dtype=np.int64))
-        return replace(self, offsets=offsets) if len(cuts) else self
+        cells = dict(self.cells_in_blocks) | dict(blocks or {})
+        return replace(self, offsets=offsets, cells_in_blocks=tuple(sorted(cells.items())))
 
     def conditions(self) -> dict[str, str | int]:
         """The plan without its rows, for a record of the run."""
@@ -94,6 +106,7 @@ class Plan:
         return {name: getattr(self, name) for name in names} | {
             "cells": self.n_cells,
             "batches": self.n_batches,
+            "cells_in_blocks": len(self.cells_in_blocks),
         }
 
 

@@ -17,7 +17,6 @@ from scfast.observables.base import Observable
 from scfast.run.collect import Collector
 from scfast.run.counts import Counts
 from scfast.run.loop import Loop, Piece
-from scfast.run.memory import bytes_per_token
 from scfast.run.plan import Plan
 from scfast.run.transfer import transfer_to
 
@@ -102,15 +101,15 @@ def run(
     *,
     tokens: Tokens | None = None,
     backend: str = "auto",
-    per_token: int | None = None,
+    kept: Mapping[str, int] | None = None,
     progress: bool | None = None,
     label: str | None = None,
     gradients: bool = False,
 ) -> Results:
     """Run the model over the cells of a plan, on the device that the model is on.
 
-    A batch for which there is too little memory after all is run in halves, which may be halved again; nothing of
-    it is counted before it is complete, and no other batch changes.
+    A batch for which there is too little memory after all is run in halves, which may be halved again, and one cell in
+    smaller and smaller blocks of tokens; nothing of a batch is counted before it is complete, and no other changes.
 
     Parameters
     ----------
@@ -128,9 +127,9 @@ def run(
         Tokens of all rows of ``counts``, where they are at hand already.
     backend
         Of the ops.
-    per_token
-        Bytes that a token takes, from :func:`~scfast.run.memory.bytes_per_token`. Default: with q and k of all
-        layers kept.
+    kept
+        ``layers_kept`` and what else :func:`~scfast.run.memory.bytes_per_token` takes, to say what a cell needs that
+        is too large. Default: q and k of all layers.
     progress
         Show a bar. Default: on a terminal.
     label
@@ -147,7 +146,7 @@ def run(
     Raises
     ------
     MemoryError
-        When one cell does not fit by itself; the message says what it needs.
+        When one cell does not fit by itself, nor in the smallest blocks; the message says what it needs.
     """
     collectors = {
         name: Collector(x, counts.n_cells) for name, x in analyses.items() if isinstance(x, RowWriter)
@@ -159,13 +158,13 @@ def run(
     ):
         loop = Loop(
             source, analyses, collectors, observables, backend=backend, done=bar.update,
-            transfer=transfer_to(source.device),
-            per_token=bytes_per_token(source, layers_kept=source.n_layers) if per_token is None else per_token,
+            transfer=transfer_to(source.device), block_tokens=plan.block_tokens,
+            kept={"layers_kept": source.n_layers} if kept is None else kept,
         )  # fmt: skip
         loop.run(_pieces(source, counts, plan, tokens))
     holders: Mapping[str, Any] = {**analyses, **collectors}
     results = Results((name, holders[name].result()) for name in analyses)
-    results.plan = plan.revised(loop.cuts)
+    results.plan = plan.revised(loop.cuts, loop.blocks)
     return results
 
 
@@ -176,10 +175,10 @@ def _rows_ahead(source: AttentionSource) -> int:
 
 def _pieces(source: AttentionSource, counts: Counts, plan: Plan, tokens: Tokens | None) -> Iterator[Piece]:
     """The batches of the plan, with counts and tokens; several batches are tokenised at once."""
-    starts = plan.offsets.tolist()
+    starts, blocks = plan.offsets.tolist(), dict(plan.cells_in_blocks)
     if tokens is not None:
         for start, rows in zip(starts, plan.batches(), strict=False):
-            yield Piece(start, rows, counts.take(rows)[0], tokens.select(rows))
+            yield Piece(start, rows, counts.take(rows)[0], tokens.select(rows), blocks.get(start, 0))
         return
     waiting: list[tuple[int, np.ndarray]] = []
     for number, rows in enumerate(plan.batches()):
@@ -191,6 +190,7 @@ def _pieces(source: AttentionSource, counts: Counts, plan: Plan, tokens: Tokens 
         done = 0
         for start, batch in waiting:
             here = slice(done, done + len(batch))
-            yield Piece(start, batch, block[here], made.select(np.arange(here.start, here.stop)))
+            part = made.select(np.arange(here.start, here.stop))
+            yield Piece(start, batch, block[here], part, blocks.get(start, 0))
             done = here.stop
         waiting = []

@@ -52,8 +52,8 @@ class Batches:
         Those of all cells, where there were few enough to keep.
     plan
         Which cells, in which batches.
-    per_token
-        Bytes that a token takes.
+    kept
+        What is kept of a token: arguments of :func:`scfast.run.memory.bytes_per_token`.
     how
         What the user asked for.
     """
@@ -62,7 +62,7 @@ class Batches:
     counts: Counts
     tokens: Tokens | None
     plan: Plan
-    per_token: int
+    kept: Mapping[str, int]
     how: Conditions
 
     def run(
@@ -76,19 +76,20 @@ class Batches:
         """See :func:`scfast.run.run`."""
         return run(
             self.source, self.counts, analyses, self.plan, observe, tokens=self.tokens,
-            backend=self.how.backend, per_token=self.per_token, progress=self.how.progress, label=label,
+            backend=self.how.backend, kept=self.kept, progress=self.how.progress, label=label,
             gradients=gradients,
         )  # fmt: skip
 
     def again(self, source: AttentionSource, plan: Plan) -> Batches:
         """The same cells and tokens for another model, in the batches that ``plan`` ended with."""
-        form = source.in_blocks(plan.block_tokens) if plan.block_tokens else source
+        blocks = plan.block_tokens or max((size for _, size in plan.cells_in_blocks), default=0)
+        form = source.in_blocks(blocks) if blocks else source
         if form is None:
             raise ValueError(
                 f"memory={self.how.memory} makes {self.source.name} run in blocks, which {source.name} cannot: grant"
                 " more"
             )
-        return replace(self, source=form, plan=plan)
+        return replace(self, source=form if plan.block_tokens else source, plan=plan)
 
     def params(self, plan: Plan) -> dict[str, Any]:
         """What is noted of the model and of the plan as it was run."""
@@ -138,17 +139,19 @@ def make_batches(
     ValueError
         When not even the longest cell fits.
     """
+    kept = {
+        "layers_kept": layers_kept, "hidden_kept": hidden_kept, "readouts": readouts, "observed": observed,
+    }  # fmt: skip
     on_cpu = source.device.type == "cpu"  # else results do not take memory where the model runs
     fitted = fit(
         source, granted_memory(how.memory, source.device), int(found.lengths[rows].max()), in_blocks=in_blocks,
-        layers_kept=layers_kept, hidden_kept=hidden_kept, readouts=readouts, observed=observed,
-        reserved=results_bytes if on_cpu else 0,
+        reserved=results_bytes if on_cpu else 0, **kept,
     )  # fmt: skip
     plan = make_plan(
         found.lengths, token_budget=fitted.token_budget, rows=rows, seed=how.seed, device=source.device,
         dtype=str(source.dtype).removeprefix("torch."), block_tokens=fitted.block_tokens,
     )  # fmt: skip
-    return Batches(fitted.source, counts, found.tokens, plan, fitted.per_token, how)
+    return Batches(fitted.source, counts, found.tokens, plan, kept, how)
 
 
 def given(**arguments: Any) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def rollout(
     memory
         What the run may use beyond what is loaded, such as ``"2GB"``; on a GPU, of its memory. Default: 2 GB, on
         a GPU all that is free there. Cells that do not fit as a whole are run in blocks of tokens, which takes about
-        half the memory; a batch that does not fit after all is run in halves.
+        half the memory; a batch that does not fit after all is run in halves, a cell in smaller blocks.
     null
         ``"untrained"``: run the same architecture with fresh weights too, and put its scores beside.
     store_cells
