@@ -113,6 +113,37 @@ def test_genes_and_ranks(cls):
     np.testing.assert_allclose(uns["groups"]["cosine"], mean)
 
 
+def between_donors(values, donors):
+    """Standard error of the mean of ``values`` between donors, as that of a ratio of totals."""
+    off = (values - values.mean()).groupby(donors).sum()
+    n = len(off)
+    return np.sqrt(n / (n - 1) * (off**2).sum()) / len(values) if n > 1 else np.nan
+
+
+def test_errors_between_replicates():
+    adata, (a, b) = toy_adata(), two()
+    uns = run(adata, a, b, groupby="type", replicate_key="donor")
+    plain = run(toy_adata(), a, b, groupby="type")
+    cells = long_table(a, b, adata)
+    for key, by in (("genes", "gene"), ("ranks", "rank")):
+        table = uns[key].set_index(["group", by])
+        groups = cells.groupby(["type", by], observed=True)
+        expected = groups[["change", "donor"]].apply(lambda x: between_donors(x["change"], x["donor"]))
+        np.testing.assert_allclose(table["se"], expected.reindex(table.index), rtol=1e-3, atol=1e-5)
+        assert_same(uns[key].drop(columns="se"), plain[key].drop(columns="se"), key)
+    dot, square_a, square_b = inner(a, b, adata), inner(a, a, adata), inner(b, b, adata)
+    cosine = dot / np.sqrt(square_a * square_b)
+    for (group, layer, head), row in uns["cosine"].set_index(["group", "layer", "head"]).iterrows():
+        member = (adata.obs["type"] == group).to_numpy()
+        each = pd.Series(cosine[member, layer, head])
+        expected = between_donors(each, adata.obs["donor"].to_numpy()[member])
+        assert row["se"] == pytest.approx(expected, rel=1e-3)
+    donors = adata.obs.groupby("type", observed=True)["donor"].nunique()
+    np.testing.assert_array_equal(uns["groups"]["replicates"], donors.reindex(uns["groups"].index))
+    assert (plain["groups"]["replicates"] == 0).all()
+    assert uns["params"]["replicate_key"] == "donor"
+
+
 def test_a_model_against_itself_has_not_shifted():
     adata, source = toy_adata(), toy_source()
     uns = run(adata, source, source)
@@ -218,6 +249,7 @@ def test_other_bad_input():
     a, b = two()
     fails(ValueError, "no cell of lost has a gene of the models' vocabulary", a, b, no_cells, groupby="type")
     fails(KeyError, "groupby='dose' is not in adata.obs", a, b, groupby="dose")
+    fails(KeyError, "replicate_key='person' is not in adata.obs", a, b, replicate_key="person")
     fails(ValueError, "memory='much' is not an amount", a, b, memory="much")
     fails(ValueError, "key_added='a/b' must be a name without", a, b, key_added="a/b")
     fails(KeyError, "counts_layer='raw' is not in adata.layers", a, b, counts_layer="raw")

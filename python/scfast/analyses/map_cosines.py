@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scfast.analyses._arrays import ArrayAccumulator
+from scfast.analyses._arrays import ArrayAccumulator, ratio
+from scfast.analyses._errors import standard_error
 from scfast.analyses.base import Addition, Batch, Scatter
 from scfast.analyses.strata import Strata
 
@@ -17,8 +18,8 @@ SUMS = ("cosine", "square", "dot", "square1", "square2")
 class MapCosinesResult(NamedTuple):
     """Cosines of every group; float64 [groups, N, H], nan for a group without cells.
 
-    ``mean`` and ``se`` (nan for one cell) are over the cells' cosines; ``concatenated`` is one cosine of the maps of
-    all cells, one after another, so that larger maps count for more. ``cells`` is int64 [groups].
+    ``mean`` and ``se`` (between cells or replicates, nan for one) are over the cells' cosines; ``concatenated`` is one
+    cosine of the maps of all cells, one after another, so that larger maps count for more. ``cells`` is int64 [groups].
     """
 
     mean: np.ndarray
@@ -33,7 +34,8 @@ class MapCosines(ArrayAccumulator):
     Parameters
     ----------
     strata
-        The groups (replicates are pooled).
+        The groups, or groups and replicates; errors are between replicates in the latter case, else between
+        cells.
     n_layers, n_heads
         N and H of each model.
     name
@@ -65,14 +67,13 @@ class MapCosines(ArrayAccumulator):
     def result(self) -> MapCosinesResult:
         """Cosines of every group."""
         cells = self.strata.by_group(self.sums["cells"])
-        n = np.where(cells > 0, cells, np.nan)[:, None, None]
-        cosine, square, dot, square1, square2 = (self.strata.by_group(self.sums[array]) for array in SUMS)
-        mean = cosine / n
-        spread = np.maximum(square - n * mean**2, 0.0)
+        cosine, _, dot, square1, square2 = (self.strata.by_group(self.sums[array]) for array in SUMS)
+        mean = ratio(cosine, np.broadcast_to(cells[:, None, None], cosine.shape))
+        n = np.broadcast_to(self.sums["cells"][:, None, None], self.sums["cosine"].shape)
         norm = np.sqrt(square1) * np.sqrt(square2)
         return MapCosinesResult(
             mean=mean,
-            se=np.sqrt(spread / np.where(n > 1, n * (n - 1), np.nan)),
+            se=standard_error(self.strata, self.sums["cosine"], self.sums["square"], n, mean),
             concatenated=dot / np.where(norm > 0, norm, np.nan),
             cells=cells,
         )

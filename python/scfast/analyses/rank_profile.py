@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from scfast.analyses._arrays import ArrayAccumulator, ratio
+from scfast.analyses._errors import standard_error
 from scfast.analyses.base import Addition, Batch, Scatter
 from scfast.analyses.strata import Strata
 
@@ -15,7 +16,7 @@ class RankProfileResult(NamedTuple):
     """Statistics of every group and rank, [groups, ranks].
 
     ``cells`` int64 is the number of cells with a token of that rank; ``sum``, ``mean`` and ``se`` (the standard
-    error between those cells) of their scores are float64, nan where nothing is defined.
+    error between those cells, or between their replicates) of their scores are float64, nan where nothing is defined.
     """
 
     cells: np.ndarray
@@ -30,7 +31,8 @@ class RankProfile(ArrayAccumulator):
     Parameters
     ----------
     strata
-        The groups (replicates are pooled).
+        The groups, or groups and replicates; errors are between replicates in the latter case, else between
+        cells.
     n_ranks
         Most gene tokens of a cell.
     name
@@ -43,7 +45,7 @@ class RankProfile(ArrayAccumulator):
 
     def __init__(self, strata: Strata, n_ranks: int, name: str = "received", row: int = -1) -> None:
         self.strata, self.n_ranks, self.name, self.row = strata, n_ranks, name, row
-        shape = (strata.n_groups, n_ranks)
+        shape = (strata.n, n_ranks)
         self.sums = {
             "cells": np.zeros(shape, dtype=np.int64),
             "score": np.zeros(shape),
@@ -52,13 +54,13 @@ class RankProfile(ArrayAccumulator):
 
     def additions(self, batch: Batch) -> list[Addition]:
         """What the cells of a batch add; nothing is changed."""
-        group, member = self._group_of(batch)
+        stratum, member = self._strata_of(batch)
         cell, rank = batch.cell_of_token[batch.genes.token], batch.genes.place
         if rank.max(initial=0) > self.n_ranks:
             raise ValueError(f"a cell has {rank.max()} gene tokens; this profile has {self.n_ranks} ranks")
         inside = member[cell]
         scores = batch.scores(self.name, self.row)[batch.genes.token[inside]]
-        places = Scatter(group[cell[inside]] * self.n_ranks + rank[inside] - 1)
+        places = Scatter(stratum[cell[inside]] * self.n_ranks + rank[inside] - 1)
         return [
             places.counts("cells"),
             places.sums("score", scores),
@@ -67,9 +69,7 @@ class RankProfile(ArrayAccumulator):
 
     def result(self) -> RankProfileResult:
         """Statistics of every group and rank."""
-        cells, score = self.sums["cells"], self.sums["score"]
+        cells, score = self.strata.by_group(self.sums["cells"]), self.strata.by_group(self.sums["score"])
         mean = ratio(score, cells)
-        spread = np.maximum(self.sums["square"] - cells * np.nan_to_num(mean) ** 2, 0.0)
-        return RankProfileResult(
-            cells.copy(), score.copy(), mean, np.sqrt(ratio(spread, cells * (cells - 1)))
-        )
+        error = standard_error(self.strata, self.sums["score"], self.sums["square"], self.sums["cells"], mean)
+        return RankProfileResult(cells, score, mean, error)

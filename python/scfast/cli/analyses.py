@@ -204,7 +204,7 @@ ANALYSES = {
         n_models=None,
     ),
     "attention_shift": Analysis(
-        frozenset({"against", "groupby"}),
+        frozenset({"against", "groupby", "replicate_key"}),
         _attention_shift,
         None,
         {

@@ -32,6 +32,7 @@ def attention_shift(
     model_b: AttentionSource | str,
     *,
     groupby: str | None = None,
+    replicate_key: str | None = None,
     key_added: str = "attention_shift",
     device: str | torch.device | None = None,
     memory: str | int | None = None,
@@ -56,6 +57,9 @@ def attention_shift(
     groupby
         Column of ``adata.obs``: results per group. Default: one group, ``"all"``. Cells whose group is empty are run,
         but count in no group.
+    replicate_key
+        Column of ``adata.obs`` (donor, batch): standard errors are then between replicates, else between
+        cells.
     key_added
         Name of the results; what is there under that name is replaced.
     device
@@ -85,14 +89,14 @@ def attention_shift(
         ``"genes"``
             DataFrame, one row per group and gene with a token in it, the largest change first: ``before`` and
             ``after``, attention received from all queries, heads and layers, mean over the ``cells`` that have a
-            token of the gene; ``change`` and ``se``, their difference with its standard error between cells;
-            ``percent``, 100 (after - before) / before; ``rank``, ``expression`` and ``detection`` as in
-            :func:`scfast.tl.rollout`.
+            token of the gene; ``change`` and ``se``, their difference with its standard error between those
+            cells or their replicates; ``percent``, 100 (after - before) / before; ``rank``, ``expression`` and
+            ``detection`` as in :func:`scfast.tl.rollout`.
         ``"ranks"``
             DataFrame, the same per group and ``rank`` of the encoding (gene tokens, from 1).
         ``"groups"``
-            DataFrame, one row per group: ``cells``, ``cosine`` (mean over layers, heads and cells), and Spearman
-            correlations of the genes' change with what it may merely restate (``spearman_rank``, ...).
+            DataFrame, one row per group: ``cells``, ``replicates``, ``cosine`` (mean over layers, heads and cells), and
+            Spearman correlations of the genes' change with what it may merely restate (``spearman_rank``, ...).
         ``"params"``
             The arguments, the models, and the plan of the run.
 
@@ -113,7 +117,7 @@ def attention_shift(
     check_options(key_added)
     how = Conditions(memory, backend, progress)
     counts = get_counts(adata, counts_layer)
-    groups = get_groups(adata, groupby)
+    groups = get_groups(adata, groupby, replicate_key)
     pair = ModelPair(*(get_source(model, device, default="cpu") for model in (model_a, model_b)))
     found = survey(pair, counts)
     rows = get_rows(found, pair, adata.var)
@@ -137,7 +141,7 @@ def attention_shift(
     genes = _genes(groups.names, adata.var_names, results)
     uns: dict[str, Any] = {
         "params": {
-            **given(groupby=groupby, counts_layer=counts_layer),
+            **given(groupby=groupby, replicate_key=replicate_key, counts_layer=counts_layer),
             **{name: value for name, value in batches.params(results.plan).items() if name != "model"},
             "model_a": pair.first.name,
             "model_b": pair.second.name,
@@ -146,7 +150,7 @@ def attention_shift(
         "cosine": cosine,
         "genes": genes,
         "ranks": _ranks(groups.names, results),
-        "groups": _groups(groups.names, results["maps"], genes),
+        "groups": _groups(groups.names, results, genes),
     }
     target = adata.copy() if copy else adata
     commit(target, uns={key_added: uns})
@@ -235,10 +239,15 @@ def _ranks(groups: list[str], results: dict[str, Any]) -> pd.DataFrame:
     )
 
 
-def _groups(groups: list[str], maps: Any, genes: pd.DataFrame) -> pd.DataFrame:
+def _groups(groups: list[str], results: dict[str, Any], genes: pd.DataFrame) -> pd.DataFrame:
     """A row per group."""
+    maps = results["maps"]
     parts = [genes[(genes["group"] == name).to_numpy()] for name in groups]
-    columns: dict[str, Any] = {"cells": maps.cells, "cosine": maps.mean.mean((1, 2))}
+    columns: dict[str, Any] = {
+        "cells": maps.cells,
+        "replicates": results["genes change"].replicates,
+        "cosine": maps.mean.mean((1, 2)),
+    }
     for against in ("expression", "detection", "rank"):
         columns[f"spearman_{against}"] = [
             spearman(part["change"].to_numpy(), part[against].to_numpy()) for part in parts
