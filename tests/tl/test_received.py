@@ -12,7 +12,7 @@ import scfast
 from scfast import models
 from tests import materialised
 from tests.same import assert_same
-from tests.toy import BACKEND, toy_adata, toy_source
+from tests.toy import BACKEND, ToySource, toy_adata, toy_source
 
 
 def run(adata, source, **options):
@@ -89,6 +89,20 @@ def test_table(replicate_key):
     other = toy_adata()
     run(other, toy_source().untrained(0), groupby="type")
     np.testing.assert_allclose(adata.varm["received_null"], other.varm["received"])
+
+
+@pytest.mark.parametrize("by", [None, "layer", "head"])
+def test_the_untrained_model_gives_scores_alone(by, monkeypatch):
+    recorded = []
+
+    def forward(source, tokens, recorder):
+        recorded.append([observable.name for observable in recorder.observables])
+        real(source, tokens, recorder)
+
+    real = ToySource.forward
+    monkeypatch.setattr(ToySource, "forward", forward)
+    run(toy_adata(), toy_source(), by=by, null="untrained")
+    assert recorded == [["received", *(["each"] if by else [])], ["received"]]
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])

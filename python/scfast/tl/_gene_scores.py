@@ -86,6 +86,10 @@ class GeneScoring:
     tables: Mapping[str, Tabled] = field(default_factory=dict)
     in_blocks: bool = False
 
+    def observe_scores(self, tokens: Tokens) -> list[Observable]:
+        """The observable of the scores alone: all that is taken from a model without training."""
+        return [observable for observable in self.observe(tokens) if observable.name == self.name]
+
 
 def score_genes(
     adata: AnnData,
@@ -144,9 +148,9 @@ def score_genes(
     nulls = None
     if null is not None:
         fresh = batches.again(scoring.source.untrained(how.seed), results.plan)
-        nulls = fresh.run({"scores": scores()}, scoring.observe, "untrained", gradients=scoring.gradients)[
-            "scores"
-        ]
+        nulls = fresh.run(
+            {"scores": scores()}, scoring.observe_scores, "untrained", gradients=scoring.gradients
+        )["scores"]
 
     table = gene_table(adata.var_names, groups.names, results["scores"], results["baseline"], nulls)
     uns: dict[str, Any] = {
