@@ -13,6 +13,7 @@ from scfast.analyses import (
     Addition,
     Batch,
     CellMeans,
+    GeneShares,
     GroupExpression,
     GroupScores,
     LayerScores,
@@ -55,6 +56,10 @@ ACCUMULATORS = {
     "scores between replicates": lambda: GroupScores(strata(replicates=True), ADATA.n_vars, row=0),
     "expression": lambda: GroupExpression(strata(replicates=False), ADATA.n_vars),
     "expression over replicates": lambda: GroupExpression(strata(replicates=True), ADATA.n_vars),
+    "shares": lambda: GeneShares(strata(replicates=False), ADATA.n_vars),
+    "shares between replicates": lambda: GeneShares(
+        strata(replicates=True), ADATA.n_vars, row=0, sum_to_one=0
+    ),
     "layers": lambda: LayerScores(strata(replicates=True), ADATA.n_vars, 3),
     "numbers of cells": lambda: CellMeans(strata(replicates=False), 6, "of cells"),
     "means over tokens": lambda: CellMeans(strata(replicates=True), 4, "each", per_token=1),

@@ -5,6 +5,7 @@ from scfast.analyses.cell_edges import CellEdges
 from scfast.analyses.cell_means import CellMeans
 from scfast.analyses.cell_scores import CellScores
 from scfast.analyses.embedding import Embedding
+from scfast.analyses.gene_shares import GeneShares
 from scfast.analyses.group_expression import GroupExpression
 from scfast.analyses.group_scores import GroupScores
 from scfast.analyses.layer_scores import LayerScores
@@ -20,6 +21,7 @@ __all__ = [
     "CellMeans",
     "CellScores",
     "Embedding",
+    "GeneShares",
     "GroupExpression",
     "GroupScores",
     "LayerScores",

@@ -12,6 +12,8 @@ import click
 #: Command -> first line of its help, so that ``scfast --help`` imports nothing else.
 COMMANDS = {
     "run": "Analyse cells with a model, and write AnnData, tables and figures.",
+    "enrich": "Gene sets among the genes that a model attends to most.",
+    "prevalence": "Gene programs' share of attention against their share of the cell.",
     "pretrain": "Train a Geneformer on your cells by masked-gene modelling.",
     "finetune": "Train a Geneformer to tell classes of cells apart, and test it.",
     "demo": "Real blood cells, from counts to the genes a transformer attends to.",

@@ -1,6 +1,7 @@
 """Reading and writing data, gene vocabularies and medians."""
 
 from scfast.io.anndata_files import read, write_h5ad
+from scfast.io.gene_sets import read_clusters, read_gmt
 from scfast.io.gene_tables import read_medians, read_vocabulary
 
-__all__ = ["read", "read_medians", "read_vocabulary", "write_h5ad"]
+__all__ = ["read", "read_clusters", "read_gmt", "read_medians", "read_vocabulary", "write_h5ad"]

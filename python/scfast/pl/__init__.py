@@ -4,7 +4,9 @@ from scfast.pl.attention_norms import attention_norms
 from scfast.pl.attention_shift import attention_shift
 from scfast.pl.compare_de import compare_de
 from scfast.pl.confusion import confusion
+from scfast.pl.enrich import enrich
 from scfast.pl.key_genes import key_genes
+from scfast.pl.prevalence import prevalence
 from scfast.pl.rank_profile import rank_profile
 from scfast.pl.received import received
 from scfast.pl.relevance import relevance
@@ -15,7 +17,9 @@ __all__ = [
     "attention_shift",
     "compare_de",
     "confusion",
+    "enrich",
     "key_genes",
+    "prevalence",
     "rank_profile",
     "received",
     "relevance",

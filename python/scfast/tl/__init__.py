@@ -4,9 +4,11 @@ from scfast.tl.attention_norms import attention_norms
 from scfast.tl.attention_shift import attention_shift
 from scfast.tl.compare_de import compare_de
 from scfast.tl.embed import embed
+from scfast.tl.enrich import enrich
 from scfast.tl.finetune import finetune
 from scfast.tl.key_genes import key_genes
 from scfast.tl.pretrain import pretrain
+from scfast.tl.prevalence import prevalence
 from scfast.tl.rank_profile import rank_profile
 from scfast.tl.received import received
 from scfast.tl.relevance import relevance
@@ -18,9 +20,11 @@ __all__ = [
     "attention_shift",
     "compare_de",
     "embed",
+    "enrich",
     "finetune",
     "key_genes",
     "pretrain",
+    "prevalence",
     "rank_profile",
     "received",
     "relevance",
