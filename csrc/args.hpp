@@ -113,4 +113,49 @@ struct CompareArgs {
   double* sums;                                 // [3, B, H]: P1 * P2, P1^2, P2^2
 };
 
+// Rows whose pairs are compared, cell by cell. Strides count elements; the last dimension has stride 1.
+struct CosineArgs {
+  int dtype;
+  const void *x, *y;                            // [N, D], [M, D]; y null: x with itself, pairs i < j
+  int64_t x_row, y_row;                         // strides
+  int dim;
+  const int64_t *cu_x, *cu_y;                   // [B + 1]
+  int n_cells;
+  int64_t* zeros;                               // [B, 2] rows of x and of y that are all 0; added to
+  int threads;
+};
+
+struct CosineHistogramArgs {
+  CosineArgs where;
+  int bins;
+  const float* edges;                           // [bins + 1], evenly from -1 to 1
+  int64_t* counts;                              // [B, bins + 1], the last: pairs that are NaN; added to
+  float *low, *high;                            // [B] each; inf and -inf without pairs
+  double *sum, *squares;                        // [B] each
+};
+
+struct CosineMatrixArgs {
+  CosineArgs where;
+  float* out;                                   // [rows of a cell, columns] of every cell, one after another
+  const int64_t* first;                         // [B] where each begins
+  int64_t out_row;                              // stride; 0: the columns of each cell
+};
+
+struct CosineTopkArgs {
+  CosineArgs where;
+  int k;
+  float* values;                                // [N, k]
+  int64_t* indices;                             // [N, k], row of y within the cell
+};
+
+struct CosineThresholdArgs {
+  CosineArgs where;
+  float threshold;
+  int64_t most;                                 // pairs; where more are found nothing is returned
+  int64_t* indptr;                              // [N + 1]
+  int64_t found;                                // from here on what the kernel says
+  int64_t* indices;                             // [found], packed rows of y; the caller frees both
+  float* values;                                // [found]
+};
+
 }  // namespace scfast

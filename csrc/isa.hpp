@@ -14,6 +14,10 @@ struct Kernels {
   bool (*attention_compare)(const CompareArgs*);
   bool (*attention_topk)(const TopkArgs*);
   bool (*attention_scatter)(const ScatterArgs*);
+  bool (*cosine_histogram)(const CosineHistogramArgs*);
+  bool (*cosine_matrix)(const CosineMatrixArgs*);
+  bool (*cosine_threshold)(CosineThresholdArgs*);
+  bool (*cosine_topk)(const CosineTopkArgs*);
 };
 
 extern "C" {

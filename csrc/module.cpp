@@ -1,5 +1,6 @@
 // Python bindings, and nothing else: integers for pointers, sizes, strides, thread count.
 #include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
@@ -83,6 +84,13 @@ void without_gil(const Kernel& kernel) {
 template <class Args>
 void run(bool (*kernel)(const Args*), const Args& args) {
   without_gil([&] { return kernel(&args); });
+}
+
+// n numbers that a kernel has allocated; the array frees them.
+template <class T>
+nb::ndarray<nb::numpy, T, nb::ndim<1>> owned(T* numbers, int64_t n) {
+  const nb::capsule owner(numbers, [](void* p) noexcept { std::free(p); });
+  return nb::ndarray<nb::numpy, T, nb::ndim<1>>(numbers, {(size_t)n}, owner);
 }
 
 }  // namespace
@@ -193,6 +201,41 @@ NB_MODULE(_kernels, m) {
     run(chosen->attention_scatter,
         ScatterArgs{where, at<int32_t>(targets), at<int32_t>(sources), at<int32_t>(query_order), at<int32_t>(key_order),
                     at<float>(head_weights), at<void>(out), wide, out_row, first_source, n_sources});
+  });
+
+  nb::class_<CosineArgs>(m, "CosineRows")
+      .def(
+          "__init__",
+          [](CosineArgs* rows, int dtype, uintptr_t x, uintptr_t y, int64_t x_row, int64_t y_row, int dim,
+             uintptr_t cu_x, uintptr_t cu_y, int n_cells, uintptr_t zeros, int threads) {
+            new (rows) CosineArgs{dtype,  at<void>(x),       at<void>(y),       x_row,   y_row,
+                                  dim,    at<int64_t>(cu_x), at<int64_t>(cu_y), n_cells, at<int64_t>(zeros),
+                                  threads};
+          },
+          nb::kw_only(), "dtype"_a, "x"_a, "y"_a, "x_row"_a, "y_row"_a, "dim"_a, "cu_x"_a, "cu_y"_a, "n_cells"_a,
+          "zeros"_a, "threads"_a);
+  m.def("cosine_histogram", [](const CosineArgs& where, int bins, uintptr_t edges, uintptr_t counts, uintptr_t low,
+                               uintptr_t high, uintptr_t sum, uintptr_t squares) {
+    run(chosen->cosine_histogram,
+        CosineHistogramArgs{where, bins, at<float>(edges), at<int64_t>(counts), at<float>(low), at<float>(high),
+                            at<double>(sum), at<double>(squares)});
+  });
+  m.def("cosine_matrix", [](const CosineArgs& where, uintptr_t out, uintptr_t first, int64_t out_row) {
+    run(chosen->cosine_matrix, CosineMatrixArgs{where, at<float>(out), at<int64_t>(first), out_row});
+  });
+  m.def("cosine_topk", [](const CosineArgs& where, int k, uintptr_t values, uintptr_t indices) {
+    run(chosen->cosine_topk, CosineTopkArgs{where, k, at<float>(values), at<int64_t>(indices)});
+  });
+  m.def("cosine_threshold", [](const CosineArgs& where, float threshold, int64_t most, uintptr_t indptr) {
+    CosineThresholdArgs args{where, threshold, most, at<int64_t>(indptr), 0, nullptr, nullptr};
+    without_gil([&] {
+      if (chosen->cosine_threshold(&args)) return true;
+      std::free(args.indices);
+      std::free(args.values);
+      return false;
+    });
+    if (!args.indices) return nb::make_tuple(args.found, nb::none(), nb::none());  // more than `most`
+    return nb::make_tuple(args.found, owned(args.indices, args.found), owned(args.values, args.found));
   });
 
   nb::class_<RankInput>(m, "RankInput")

@@ -46,6 +46,19 @@ SCFAST_INLINE vf max(vf a, vf b) {
 #endif
 }
 
+// The smaller of two; b where either is NaN.
+SCFAST_INLINE vf min(vf a, vf b) {
+#if defined(__AVX512F__)
+  return _mm512_min_ps(a, b);
+#elif defined(__AVX2__)
+  return _mm256_min_ps(a, b);
+#elif defined(__SSE2__)
+  return _mm_min_ps(a, b);
+#else
+  return a < b ? a : b;
+#endif
+}
+
 SCFAST_INLINE vf select(vi mask, vf yes, vf no) { return mask ? yes : no; }
 
 // Lane i of a comparison as bit i.

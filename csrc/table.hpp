@@ -8,6 +8,10 @@
 #include "attention_rowstats.hpp"
 #include "attention_scatter.hpp"
 #include "attention_topk.hpp"
+#include "cosine_histogram.hpp"
+#include "cosine_matrix.hpp"
+#include "cosine_threshold.hpp"
+#include "cosine_topk.hpp"
 #include "isa.hpp"
 
 #define SCFAST_NAME_(a, b) a##b
@@ -17,5 +21,6 @@
 
 extern "C" const scfast::Kernels scfast::SCFAST_NAME(scfast_, SCFAST_ISA) = {
     SCFAST_TEXT(SCFAST_ISA), attention_forward, attention_colsum, attention_rowstats, attention_backward,
-    attention_matmul,        attention_compare, attention_topk,   attention_scatter,
+    attention_matmul,        attention_compare, attention_topk,   attention_scatter,  cosine_histogram,
+    cosine_matrix,           cosine_threshold,  cosine_topk,
 };

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+
 version: str
 
 class Geometry:
@@ -47,6 +49,25 @@ class Map:
         v_strides: tuple[int, int] = ...,
         d_strides: tuple[int, int] = ...,
         v_dim: int = 0,
+    ) -> None: ...
+
+class CosineRows:
+    """Rows whose pairs are compared, as pointers, sizes and strides; y 0 compares x with itself."""
+
+    def __init__(
+        self,
+        *,
+        dtype: int,
+        x: int,
+        y: int,
+        x_row: int,
+        y_row: int,
+        dim: int,
+        cu_x: int,
+        cu_y: int,
+        n_cells: int,
+        zeros: int,
+        threads: int,
     ) -> None: ...
 
 class RankInput:
@@ -123,6 +144,14 @@ def attention_scatter(
     n_sources: int,
     /,
 ) -> None: ...
+def cosine_histogram(
+    where: CosineRows, bins: int, edges: int, counts: int, low: int, high: int, sum: int, squares: int, /
+) -> None: ...
+def cosine_matrix(where: CosineRows, out: int, first: int, out_row: int, /) -> None: ...
+def cosine_topk(where: CosineRows, k: int, values: int, indices: int, /) -> None: ...
+def cosine_threshold(
+    where: CosineRows, threshold: float, most: int, indptr: int, /
+) -> tuple[int, np.ndarray | None, np.ndarray | None]: ...
 def rank_values(
     input: RankInput, limit: int, n_expressed: int, n_in_vocabulary: int, token_ids: int, columns: int, /
 ) -> None: ...

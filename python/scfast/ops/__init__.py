@@ -9,11 +9,14 @@ from scfast.ops.attention_matmul import attention_matmul
 from scfast.ops.attention_rowstats import RowStats, attention_rowstats
 from scfast.ops.attention_scatter import attention_scatter
 from scfast.ops.attention_topk import TopKeys, attention_topk
+from scfast.ops.cosine_histogram import CosineHistogram, cosine_histogram
+from scfast.ops.cosine_matrix import cosine_matrix
 from scfast.ops.rank_values import RankedCells, rank_values
 
 __all__ = [
     "AttentionGradients",
     "AttentionOutput",
+    "CosineHistogram",
     "MapProducts",
     "Norm",
     "Prob",
@@ -29,5 +32,7 @@ __all__ = [
     "attention_rowstats",
     "attention_scatter",
     "attention_topk",
+    "cosine_histogram",
+    "cosine_matrix",
     "rank_values",
 ]

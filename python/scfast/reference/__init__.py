@@ -8,6 +8,8 @@ from scfast.reference.attention_matmul import attention_matmul
 from scfast.reference.attention_rowstats import attention_rowstats
 from scfast.reference.attention_scatter import attention_scatter
 from scfast.reference.attention_topk import attention_topk
+from scfast.reference.cosine_histogram import cosine_histogram
+from scfast.reference.cosine_matrix import cosine_matrix
 from scfast.reference.rank_values import rank_values
 
 __all__ = [
@@ -19,5 +21,7 @@ __all__ = [
     "attention_rowstats",
     "attention_scatter",
     "attention_topk",
+    "cosine_histogram",
+    "cosine_matrix",
     "rank_values",
 ]
