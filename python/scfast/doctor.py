@@ -118,9 +118,13 @@ def _backends() -> dict[str, str]:
     from scfast import ops
     from scfast.ops._dispatch import BACKENDS, BackendError, choose
 
-    probe = {name: torch.zeros(1, 1, 64) for name in ("q", "k")}
+    probes = {
+        "attention": {name: torch.zeros(1, 1, 64) for name in ("q", "k")},
+        "cosine": {name: torch.zeros(1, 64) for name in ("x", "y")},
+    }
     chosen = {}
-    for op in sorted(name for name in ops.__all__ if name.startswith("attention_")):
+    for op in sorted(name for name in ops.__all__ if name.partition("_")[0] in probes):
+        probe = probes[op.partition("_")[0]]
         try:
             picked = choose(op, "auto", **probe)
         except BackendError as error:

@@ -57,5 +57,3 @@ def assert_similar(name: str, got: torch.Tensor, x: torch.Tensor, y: torch.Tenso
     ours, theirs = error(got, exact, size), error(plain(x, y), exact, size)
     limit = 2 * theirs + FLOOR
     assert ours <= limit, f"{name}: error {ours:.3g} exceeds {limit:.3g} for {x.dtype}"
-
-

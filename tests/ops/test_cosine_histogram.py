@@ -19,7 +19,9 @@ from tests.ops.helpers import DTYPES, every_instruction_set
 
 def check(x: torch.Tensor, y: torch.Tensor | None, bins: int = 200) -> None:
     """Every instruction set: counts, extremes and moments of the similarities that cosine_matrix returns."""
-    exact = CosineHistogram(*(part[..., 0, :] if part.dim() > 1 else part for part in ours_of(oracle(x, y, bins=bins))))
+    exact = CosineHistogram(
+        *(part[..., 0, :] if part.dim() > 1 else part for part in ours_of(oracle(x, y, bins=bins)))
+    )
     for isa in every_instruction_set():
         got = cosine_histogram(x, y, bins=bins)
         s = cosine_matrix(x, y)
@@ -130,7 +132,9 @@ def test_bits_do_not_depend_on_threads(isa: str, threads: None) -> None:
     first, cells = cosine_histogram(x), cosine_histogram(x, packing=packing)
     for n in (2, 3, 5):
         torch.set_num_threads(n)
-        for ours, same in zip((*cosine_histogram(x), *cosine_histogram(x, packing=packing)), (*first, *cells), strict=True):
+        for ours, same in zip(
+            (*cosine_histogram(x), *cosine_histogram(x, packing=packing)), (*first, *cells), strict=True
+        ):
             assert torch.equal(ours, same), f"{n} threads"
 
 

@@ -55,7 +55,9 @@ def test_cells_are_the_blocks_on_the_diagonal(dtype: torch.dtype, isa: str) -> N
         )
         columns = x if y is None else y
         for rows, keys, block in zip(packing.split_q(x), packing.split_k(columns), blocks, strict=True):
-            assert torch.equal(block.view(len(rows), len(keys)), cosine_matrix(rows, None if y is None else keys))
+            assert torch.equal(
+                block.view(len(rows), len(keys)), cosine_matrix(rows, None if y is None else keys)
+            )
         torch.testing.assert_close(
             torch.cat(blocks).double(), oracle(x, y, packing=packing), rtol=0, atol=1e-5
         )

@@ -11,6 +11,8 @@ from scfast.ops.attention_scatter import attention_scatter
 from scfast.ops.attention_topk import TopKeys, attention_topk
 from scfast.ops.cosine_histogram import CosineHistogram, cosine_histogram
 from scfast.ops.cosine_matrix import cosine_matrix
+from scfast.ops.cosine_threshold import SimilarRows, cosine_threshold
+from scfast.ops.cosine_topk import NearestRows, cosine_topk
 from scfast.ops.rank_values import RankedCells, rank_values
 
 __all__ = [
@@ -18,11 +20,13 @@ __all__ = [
     "AttentionOutput",
     "CosineHistogram",
     "MapProducts",
+    "NearestRows",
     "Norm",
     "Prob",
     "RankedCells",
     "Relevance",
     "RowStats",
+    "SimilarRows",
     "TopKeys",
     "attention_backward",
     "attention_colsum",
@@ -34,5 +38,7 @@ __all__ = [
     "attention_topk",
     "cosine_histogram",
     "cosine_matrix",
+    "cosine_threshold",
+    "cosine_topk",
     "rank_values",
 ]

@@ -143,7 +143,9 @@ def _cpu_impl(*args: Any) -> tuple[torch.Tensor, ...]:
     return counts, rows.zeros, extremes, moments
 
 
-def _fake(x: torch.Tensor, y: Any, cu_x: torch.Tensor | None, cu_y: Any, bins: int) -> tuple[torch.Tensor, ...]:
+def _fake(
+    x: torch.Tensor, y: Any, cu_x: torch.Tensor | None, cu_y: Any, bins: int
+) -> tuple[torch.Tensor, ...]:
     n = n_cells(cu_x)
     return (
         x.new_empty((n, bins + 1), dtype=torch.int64),

@@ -10,6 +10,8 @@ from scfast.reference.attention_scatter import attention_scatter
 from scfast.reference.attention_topk import attention_topk
 from scfast.reference.cosine_histogram import cosine_histogram
 from scfast.reference.cosine_matrix import cosine_matrix
+from scfast.reference.cosine_threshold import cosine_threshold
+from scfast.reference.cosine_topk import cosine_topk
 from scfast.reference.rank_values import rank_values
 
 __all__ = [
@@ -23,5 +25,7 @@ __all__ = [
     "attention_topk",
     "cosine_histogram",
     "cosine_matrix",
+    "cosine_threshold",
+    "cosine_topk",
     "rank_values",
 ]

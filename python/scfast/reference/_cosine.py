@@ -28,3 +28,14 @@ def cosine_cells(
     for rows, columns in cells:
         s = (rows @ columns.T).clamp(-1, 1)
         yield s, torch.ones_like(s, dtype=torch.bool).triu(1 if y is None else -len(rows))
+
+
+def zero_rows(x: torch.Tensor, y: torch.Tensor | None, packing: Packing | None) -> torch.Tensor:
+    """int64 [B, 2]: rows of x and of y of every cell that are all 0; 0 for y where there is none."""
+    own = (x == 0).all(1)
+    other = torch.zeros_like(own) if y is None else (y == 0).all(1)
+    cells = (
+        [(own, other)] if packing is None else zip(packing.split_q(own), packing.split_k(other), strict=True)
+    )
+    found = [torch.stack([a.sum(), b.sum()]) for a, b in cells]
+    return torch.stack(found) if found else torch.zeros(0, 2, dtype=torch.int64, device=x.device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from scfast.packing import Packing
-from scfast.reference._cosine import cosine_cells
+from scfast.reference._cosine import cosine_cells, zero_rows
 
 
 def cosine_histogram(
@@ -25,17 +25,7 @@ def cosine_histogram(
     n = len(counts)
     return (
         torch.stack(counts) if n else torch.zeros(0, bins + 1, dtype=torch.int64, device=x.device),
-        torch.stack([_zeros(x, packing, False), _zeros(y, packing, True, n)], dim=1),
+        zero_rows(x, y, packing),
         torch.stack(extremes, dim=1).float() if n else torch.zeros(2, 0, device=x.device),
         torch.stack(moments, dim=1) if n else torch.zeros(2, 0, dtype=torch.float64, device=x.device),
     )
-
-
-def _zeros(x: torch.Tensor | None, packing: Packing | None, keys: bool, n: int = 0) -> torch.Tensor:
-    if x is None:
-        return torch.zeros(n, dtype=torch.int64)
-    zero = (x == 0).all(1)
-    if packing is None:
-        return zero.sum()[None]
-    cells = packing.split_k(zero) if keys else packing.split_q(zero)
-    return torch.tensor([cell.sum() for cell in cells], dtype=torch.int64, device=x.device)
