@@ -1,4 +1,7 @@
-"""Methods as their formulas read, from maps held in float64: what every shortcut is compared with."""
+"""Methods as their formulas read, from maps held in float64: what every shortcut is compared with.
+
+In float32 they are plain torch, whose error against float64 is the yardstick of the error rule (``tests.ops.helpers``).
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,14 @@ from scfast.models.base import AttentionSource, TokenKind, Tokens
 
 
 class MapRecorder:
-    """Stands where a model expects a recorder, and keeps every attention map."""
+    """Stands where a model expects a recorder, and keeps every attention map, in ``dtype``."""
 
     needs_output = True
     needs_parts = False
     target = None
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: torch.dtype = torch.float64) -> None:
+        self.dtype = dtype
         self.maps: list[list[torch.Tensor]] = []  # per layer, per cell [H, n, n]
 
     def begin(self, *args: object, **kwargs: object) -> None:
@@ -35,7 +39,7 @@ class MapRecorder:
         pass
 
     def attend(self, attention: LayerAttention) -> torch.Tensor:
-        q, k, v = (x.double() for x in (attention.q, attention.k, attention.v))
+        q, k, v = (x.to(self.dtype) for x in (attention.q, attention.k, attention.v))
         split = attention.packing.split_q
         scale = attention.options.scale or q.shape[-1] ** -0.5
         self.maps.append(
@@ -57,9 +61,10 @@ def rollout(
     layers: tuple[int, int] | str | None = None,
     heads: str = "mean",
     residual: float = 0.5,
+    dtype: torch.dtype = torch.float64,
 ) -> list[np.ndarray]:
-    """Scores of every cell, float64 [n], or [N, n] for prefix and suffix."""
-    recorder = MapRecorder()
+    """Scores of every cell, ``dtype`` [n], or [N, n] for prefix and suffix."""
+    recorder = MapRecorder(dtype)
     with torch.inference_mode():
         source.forward(tokens, recorder)  # type: ignore[arg-type]
     fuse = {"mean": lambda p: p.mean(0), "max": lambda p: p.amax(0), "min": lambda p: p.amin(0)}[heads]
@@ -71,10 +76,10 @@ def rollout(
             chosen = torch.arange(n) == source.cls_position
         else:
             chosen = alone.kind == TokenKind.GENE if gene is None else alone.gene_index == gene
-        weights = chosen.double() / chosen.sum()
+        weights = chosen.to(dtype) / chosen.sum()
         steps = []
         for layer in recorder.maps:
-            mixed = residual * fuse(layer[cell]) + (1 - residual) * torch.eye(n, dtype=torch.float64)
+            mixed = residual * fuse(layer[cell]) + (1 - residual) * torch.eye(n, dtype=dtype)
             steps.append(mixed / mixed.sum(-1, keepdim=True))
         last = len(steps) - 1
         spans = {
@@ -83,7 +88,7 @@ def rollout(
         }.get(layers if isinstance(layers, str) else "", [layers or (0, last)])
         rows = []
         for first, stop in spans:
-            product = torch.eye(n, dtype=torch.float64)
+            product = torch.eye(n, dtype=dtype)
             for step in steps[first : stop + 1]:
                 product = step @ product
             rows.append(weights @ product)

@@ -121,6 +121,28 @@ def test_attention_norms(data, model, tmp_path):
     assert (tmp_path / "heads.png").stat().st_size > 5000
 
 
+def test_rollout_matrix(data, model, tmp_path):
+    adata = ad.read_h5ad(data)
+    names = [str(name) for name in adata.var_names]
+    listed = tmp_path / "genes.txt"
+    listed.write_text("\n".join(names[:2]) + "\n")
+    run = ("run", data, "--model", f"geneformer:{model}", "--analysis", "rollout_matrix", "--no-null")
+    text = invoke(*run, "--genes", listed, "--groupby", "cell_type", "-o", tmp_path / "all", "--text")
+    assert "2 groups of cell_type" in text
+    assert "What genes read from" in text
+    written = ad.read_h5ad(tmp_path / "all" / "cells.h5ad")
+    assert list(written.varm["rollout_matrix"].columns) == names[:2]
+    pairs = pd.read_csv(tmp_path / "all" / "gene_pairs.csv", dtype={"target": str, "source": str})
+    assert {"group", "target", "source", "mean", "cells", "rank", "expression"} <= set(pairs.columns)
+    assert (tmp_path / "all" / "targets.csv").exists()
+    assert (tmp_path / "all" / "rollout_matrix.png").stat().st_size > 5000
+    chosen = ",".join(names[2:5])
+    lines = invoke(*run, "--genes", names[0], "--sources", chosen, "-o", tmp_path / "few", "--json")
+    events = [json.loads(line) for line in lines.splitlines()]
+    (target,) = [event for event in events if event["event"] == "target"]
+    assert set(target["sources"]) == set(names[2:5])
+
+
 def test_relevance(data, model, tmp_path):
     run = ("run", data, "--model", f"geneformer:{model}", "--analysis", "relevance", "-o", tmp_path)
     gene = str(ad.read_h5ad(data).var_names[0])
@@ -241,6 +263,11 @@ def test_dry_run_says_what_would_be_done_and_writes_nothing(data, model, tmp_pat
         ({"--quantiles": "4"}, "--quantiles means nothing to --analysis rollout; it belongs to rank_profile"),
         ({"--analysis": "relevance"}, "--analysis relevance needs --target class:NAME or gene:NAME"),
         ({"--analysis": "relevance", "--target": "class:high"}, "has no classifier; fine-tune one"),
+        (
+            {"--analysis": "rollout_matrix"},
+            "--analysis rollout_matrix needs --genes, as A,B,C or a file of names",
+        ),
+        ({"--sources": "A"}, "--sources means nothing to --analysis rollout; it belongs to rollout_matrix"),
         ({"--target": "class:high"}, "--target means nothing to --analysis rollout; it belongs to relevance"),
         ({"--analysis": "embed", "--readout": "mean"}, "--readout means nothing to --analysis embed"),
         (

@@ -13,6 +13,7 @@ from scfast.analyses import (
     Addition,
     Batch,
     CellMeans,
+    GenePairs,
     GeneShares,
     GroupExpression,
     GroupScores,
@@ -67,6 +68,12 @@ ACCUMULATORS = {
     "ranks over replicates": lambda: RankProfile(strata(replicates=True), 30, name="each", row=4),
     "cosines": lambda: MapCosines(strata(replicates=False), 3, 2),
     "cosines over replicates": lambda: MapCosines(strata(replicates=True), 3, 2),
+    "pairs of genes": lambda: GenePairs(
+        strata(replicates=False), ADATA.n_vars, np.array([5, 0, 12]), np.arange(ADATA.n_vars)
+    ),
+    "chosen pairs of layers": lambda: GenePairs(
+        strata(replicates=True), ADATA.n_vars, np.array([5, 0]), np.array([7, 5, 39]), 3, "each"
+    ),
     "heads of layers": lambda: LayerScores(strata(replicates=False), ADATA.n_vars, 6, name="each"),
 }
 

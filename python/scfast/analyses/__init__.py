@@ -5,6 +5,7 @@ from scfast.analyses.cell_edges import CellEdges
 from scfast.analyses.cell_means import CellMeans
 from scfast.analyses.cell_scores import CellScores
 from scfast.analyses.embedding import Embedding
+from scfast.analyses.gene_pairs import GenePairs
 from scfast.analyses.gene_shares import GeneShares
 from scfast.analyses.group_expression import GroupExpression
 from scfast.analyses.group_scores import GroupScores
@@ -21,6 +22,7 @@ __all__ = [
     "CellMeans",
     "CellScores",
     "Embedding",
+    "GenePairs",
     "GeneShares",
     "GroupExpression",
     "GroupScores",

@@ -14,8 +14,8 @@ from scfast.analyses.strata import Strata
 class ArrayAccumulator:
     """Sums in named arrays over strata of cells; subclasses say which arrays, and how a batch adds to them.
 
-    A subclass is constructed as ``cls(strata, **config)``, ``config`` being strings and whole numbers, and
-    keeps its sums in ``self.sums``.
+    A subclass is constructed as ``cls(strata, **config)``, ``config`` being strings, whole numbers and arrays of
+    these, and keeps its sums in ``self.sums``.
     """
 
     #: Names of the configuration, each an attribute of the same name.
@@ -52,7 +52,7 @@ class ArrayAccumulator:
         self.strata.check_same(other.strata)
         for name in self.config:
             mine, theirs = getattr(self, name), getattr(other, name)
-            if mine != theirs:
+            if not np.array_equal(mine, theirs):
                 raise ValueError(
                     f"cannot merge {type(self).__name__} with {name}={mine!r} and {name}={theirs!r}"
                 )
@@ -71,7 +71,7 @@ class ArrayAccumulator:
     @classmethod
     def from_state(cls, state: Mapping[str, np.ndarray]) -> Self:
         """The accumulator that had this state."""
-        config = {name: state[name].item() for name in cls.config}
+        config = {name: x if (x := state[name]).ndim else x.item() for name in cls.config}
         new = cls(Strata.from_state(state), **config)  # type: ignore[call-arg]
         for name, total in new.sums.items():
             total[...] = state[name]
@@ -80,7 +80,8 @@ class ArrayAccumulator:
     @property
     def nbytes(self) -> int:
         """Bytes of the state."""
-        return sum(array.nbytes for array in (*self.sums.values(), *self.strata.state().values()))
+        config = [x for name in self.config if isinstance(x := getattr(self, name), np.ndarray)]
+        return sum(array.nbytes for array in (*self.sums.values(), *self.strata.state().values(), *config))
 
     def _strata_of(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
         """(stratum int64 [B], whether the cell is in one, bool [B])."""

@@ -163,10 +163,11 @@ class Scatter:
     def __init__(self, places: np.ndarray) -> None:
         self._unique, self._inverse = np.unique(places, return_inverse=True)
 
-    def counts(self, array: str, values: np.ndarray | None = None) -> Addition:
-        """The addition of whole numbers ``values`` [n], ones by default, to an int64 array."""
+    def counts(self, array: str, values: np.ndarray | None = None, start: int = 0) -> Addition:
+        """The addition of whole numbers ``values`` [n], ones by default, to an int64 array; as :meth:`sums`."""
         sums = np.bincount(self._inverse, values, minlength=len(self._unique))
-        return Addition(array, self._unique, sums.astype(np.int64, copy=False))
+        places = self._unique + start if start else self._unique
+        return Addition(array, places, sums.astype(np.int64, copy=False))
 
     def sums(self, array: str, values: np.ndarray, start: int = 0) -> Addition:
         """The addition of ``values`` [n] to a float64 array, whose places count from ``start``."""

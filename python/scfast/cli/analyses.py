@@ -82,10 +82,12 @@ def check_models(name: str, given: int) -> None:
         )
 
 
-def check_target(name: str, target: str | None) -> None:
-    """Refuse a gradient without a target."""
-    if name == "relevance" and target is None:
+def check_needed(name: str, options: Options) -> None:
+    """Refuse a gradient without a target, and a matrix without genes."""
+    if name == "relevance" and options["target"] is None:
         raise ValueError("--analysis relevance needs --target class:NAME or gene:NAME")
+    if name == "rollout_matrix" and options["genes"] is None:
+        raise ValueError("--analysis rollout_matrix needs --genes, as A,B,C or a file of names")
 
 
 def run(
@@ -128,6 +130,12 @@ def _rollout(options: Options, model: AttentionSource) -> str:
     return f"rollout of {readout} through {layers} layers; {options['groups']}{_beside(options)}"
 
 
+def _rollout_matrix(options: Options, model: AttentionSource) -> str:
+    layers, genes = options["layers"] or "all", options["genes"].count(",") + 1
+    genes = f"{genes} genes" if genes > 1 else options["genes"]
+    return f"what {genes} read through {layers} layers; {options['groups']}{_beside(options)}"
+
+
 def _received(options: Options, model: AttentionSource) -> str:
     by = f", by {options['by']}" if options["by"] else ""
     return f"attention received by each gene{by}; {options['groups']}{_beside(options)}"
@@ -167,6 +175,13 @@ ANALYSES = {
         ),
         _SCORED,
         "top_genes.png",
+    ),
+    "rollout_matrix": Analysis(
+        frozenset({"genes", "sources", "gene_symbols", "groupby", "layers", "null", "seed"}),
+        _rollout_matrix,
+        lambda console, adata: tables.show_pairs(console, adata.uns["rollout_matrix"]),
+        {"table": ("gene_pairs", False), "targets": ("targets", False)},
+        "rollout_matrix.png",
     ),
     "received": Analysis(
         frozenset({"groupby", "replicate_key", "by", "null", "seed"}),

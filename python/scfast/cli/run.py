@@ -9,7 +9,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from scfast.cli.analyses import ANALYSES, check_models, check_options, check_target, run, write
+from scfast.cli.analyses import ANALYSES, check_models, check_needed, check_options, run, write
 from scfast.cli.console import Console, json_option
 
 
@@ -45,7 +45,13 @@ from scfast.cli.console import Console, json_option
     multiple=True,
     help="rank_profile, attention_shift: KIND:FOLDER of another model, compared with --model.",
 )
-@click.option("--genes", help="rank_profile: genes whose rank is marked, as A,B,C or a file of names.")
+@click.option(
+    "--genes",
+    help="rollout_matrix: genes that read; rank_profile: genes whose rank is marked; as A,B,C or a file of names.",
+)
+@click.option(
+    "--sources", help="rollout_matrix: genes that are read from, as A,B,C or a file of names.  [default: all]"
+)
 @click.option(
     "--quantiles", type=int, help="rank_profile: a profile for each of so many bins of cell length."
 )
@@ -53,7 +59,7 @@ from scfast.cli.console import Console, json_option
     "--equal-length", help="rank_profile: thin every cell to so many genes, or to the shortest cell's."
 )
 @click.option("--highlight", help="key_genes: a gene set to mark, as A,B,C or a file of names.")
-@click.option("--gene-symbols", help="Column of var with the names in --genes and --highlight.")
+@click.option("--gene-symbols", help="Column of var with the names in --genes, --sources and --highlight.")
 @click.option("--replicate-key", help="Column of obs (donor, batch): errors are between replicates.")
 @click.option(
     "--null/--no-null", "null", default=True, help="Also run the untrained model beside.  [default: yes]"
@@ -88,6 +94,7 @@ def command(
       scfast run cells.h5ad --model geneformer:Geneformer-V2-104M --groupby cell_type -o results
       scfast run cells.h5ad --model geneformer:my_model --groupby cell_type --replicate-key donor -o results
       scfast run cells.h5ad --model geneformer:my_model --readout gene:TP53 --no-null -o results
+      scfast run cells.h5ad --model geneformer:my_model --analysis rollout_matrix --genes tfs.txt -o results
       scfast run cells.h5ad --model geneformer:my_model --analysis received --by layer -o results
       scfast run cells.h5ad --model geneformer:base --analysis rank_profile --against geneformer:tuned -o results
       scfast run cells.h5ad --model geneformer:base --analysis attention_shift --against geneformer:tuned -o results
@@ -104,10 +111,11 @@ def command(
 
     console = Console(as_json)
     check_options(analysis, _typed())
-    check_target(analysis, options["target"])
+    check_needed(analysis, options)
     parsed = options | {
         "layers": parse_layers(options["layers"]),
         "genes": parse_names(options["genes"]),
+        "sources": parse_names(options["sources"]),
         "highlight": parse_names(options["highlight"]),
         "equal_length": parse_length(options["equal_length"]),
     }

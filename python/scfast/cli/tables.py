@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,6 +60,20 @@ def show_rank_profile(console: Console, results: Mapping[str, pd.DataFrame]) -> 
     console.title("Attention received by rank")
     header = ["model", "group", "lengths", "cells", "median length", "highest mean", "at rank"]
     console.table(header, rows, left=3)
+
+
+def show_pairs(console: Console, results: Mapping[str, Any]) -> None:
+    """What each target reads from most, in each group."""
+    rows = []
+    for (group, target), part in results["table"].groupby(["group", "target"], observed=True):
+        top = part["source"].astype(str).head(TOP)
+        cells, share = int(part["cells"].iloc[0]), 100 * float(part["mean"].iloc[0])
+        rows.append([group, target, " ".join(top), f"{share:.2f}"])
+        console.event("target", None, group=group, target=target, sources=list(top), share=share, cells=cells)
+    console.title("What genes read from")
+    console.table(["group", "gene", "reads from", "the first (%)"], rows[: 4 * ROWS], left=3)
+    if len(rows) > 4 * ROWS and not console.json:
+        console.note(f"and {len(rows) - 4 * ROWS} more rows in gene_pairs.csv")
 
 
 def show_key_genes(console: Console, results: Mapping[str, pd.DataFrame]) -> None:

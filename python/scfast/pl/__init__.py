@@ -11,6 +11,7 @@ from scfast.pl.rank_profile import rank_profile
 from scfast.pl.received import received
 from scfast.pl.relevance import relevance
 from scfast.pl.rollout import rollout
+from scfast.pl.rollout_matrix import rollout_matrix
 
 __all__ = [
     "attention_norms",
@@ -24,4 +25,5 @@ __all__ = [
     "received",
     "relevance",
     "rollout",
+    "rollout_matrix",
 ]

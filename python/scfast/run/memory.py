@@ -33,6 +33,8 @@ USABLE_SHARE = 0.8
 #: Tokens of a block, for cells that do not fit as a whole: the largest with which the longest cell does is taken.
 #: Fewer rows make slower matrix products, and no other result; below the last, what is whole takes the memory.
 BLOCK_TOKENS = (4096, 2048, 1024, 512, 256, 128)
+#: A sweep of fewer rows costs less than the forward pass before it: not worth running the model once more.
+FEW_READOUTS = 64
 
 
 def parse_memory(memory: str | int) -> int:
@@ -204,6 +206,41 @@ def token_budget(
             f" pass memory='{needed}MB' or more"
         )
     return tokens
+
+
+def readouts_that_fit(
+    source: AttentionSource,
+    memory: int,
+    longest: int,
+    wanted: int,
+    *,
+    reserved: int = 0,
+    each: int = 0,
+    **kept: int,
+) -> int:
+    """How many rows of readout weights can be swept together, from 1 to all that are wanted.
+
+    Where only few fit beside the longest cell as a whole, they are counted beside one in the smallest blocks.
+
+    Parameters
+    ----------
+    source
+        The model.
+    memory, longest, reserved
+        As for :func:`token_budget`.
+    wanted
+        Rows there are.
+    each
+        Bytes that a row takes per token beyond :data:`BYTES_PER_READOUT`.
+    **kept
+        ``layers_kept`` and what else :func:`bytes_per_token` takes.
+    """
+    forms = [form for form in (source, source.in_blocks(BLOCK_TOKENS[-1])) if form is not None]
+    row = longest * (BYTES_PER_READOUT + each)
+    room = memory * USABLE_SHARE - reserved
+    counts = [int((room - cell_bytes(form, longest, readouts=0, **kept)) // row) for form in forms]
+    most = next((count for count in counts if count >= min(wanted, FEW_READOUTS)), max(counts))
+    return max(1, min(most, wanted))
 
 
 class Fit(NamedTuple):

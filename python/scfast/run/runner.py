@@ -35,7 +35,7 @@ class TokenSurvey:
     gene_tokens
         int64 [cells]: those that stand for a gene.
     holds
-        bool [cells]: whether the cell has a token of the gene that was asked about.
+        bool [cells]: whether the cell has a token of the gene, or of one of the genes, asked about.
     tokens
         The tokens, where there were few enough to keep.
     fingerprint
@@ -49,7 +49,9 @@ class TokenSurvey:
     fingerprint: str
 
 
-def survey(source: AttentionSource, counts: Counts, *, gene: int | None = None) -> TokenSurvey:
+def survey(
+    source: AttentionSource, counts: Counts, *, gene: int | Sequence[int] | None = None
+) -> TokenSurvey:
     """Tokenise all cells once, to know their lengths.
 
     Parameters
@@ -59,7 +61,7 @@ def survey(source: AttentionSource, counts: Counts, *, gene: int | None = None) 
     counts
         The cells.
     gene
-        Column of a gene to look for in every cell.
+        Column of a gene to look for in every cell, or of several of which a cell needs one.
     """
     n_cells, step = counts.n_cells, _rows_ahead(source)
     lengths, gene_tokens = np.zeros((2, n_cells), dtype=np.int64)
@@ -75,7 +77,7 @@ def survey(source: AttentionSource, counts: Counts, *, gene: int | None = None) 
         is_gene = (tokens.kind.numpy() == TokenKind.GENE) & (column >= 0)
         np.add.at(gene_tokens, cell[is_gene], 1)
         if gene is not None:
-            holds[cell[is_gene & (column == gene)]] = True
+            holds[cell[is_gene & np.isin(column, gene)]] = True
     digest.update(lengths.tobytes())
     return TokenSurvey(lengths, gene_tokens, holds, tokens if n_cells <= step else None, digest.hexdigest())
 

@@ -13,6 +13,7 @@ from scfast.tl.rank_profile import rank_profile
 from scfast.tl.received import received
 from scfast.tl.relevance import relevance
 from scfast.tl.rollout import rollout
+from scfast.tl.rollout_matrix import rollout_matrix
 from scfast.tl.strongest_edges import strongest_edges
 
 __all__ = [
@@ -29,5 +30,6 @@ __all__ = [
     "received",
     "relevance",
     "rollout",
+    "rollout_matrix",
     "strongest_edges",
 ]

@@ -11,6 +11,9 @@ import torch
 from scfast.models.base import AttentionSource, TokenKind, Tokens
 from scfast.run import TokenSurvey
 
+#: Fusions of the heads of a layer.
+HEADS = ("mean", "max", "min")
+
 
 @dataclass(frozen=True)
 class Readout:
@@ -91,3 +94,11 @@ def resolve_layers(layers: tuple[int, int] | str | None, source: AttentionSource
         f"layers={layers!r}: use 'prefix', 'suffix' or (first, last) with 0 <= first <= last <="
         f" {source.n_layers - 1}, the layers of {source.name}"
     )
+
+
+def check_rollout(heads: str, residual: float) -> None:
+    """Refuse heads and a residual that no rollout has."""
+    if heads not in HEADS:
+        raise ValueError(f"heads={heads!r} is not a fusion for a rollout; use one of {', '.join(HEADS)}")
+    if not 0.0 <= residual <= 1.0:
+        raise ValueError(f"residual must lie in [0, 1], got {residual}")

@@ -13,13 +13,11 @@ from scfast.run import survey
 from scfast.tl._batches import Conditions, given
 from scfast.tl._gene_scores import GeneScoring, Parts, score_genes
 from scfast.tl._inputs import check_options, get_counts, get_groups, get_rows, get_source
-from scfast.tl._readout import resolve_layers, resolve_readout
+from scfast.tl._readout import check_rollout, resolve_layers, resolve_readout
 
 if TYPE_CHECKING:
     import torch
     from anndata import AnnData
-
-HEADS = ("mean", "max", "min")
 
 
 def rollout(
@@ -140,7 +138,7 @@ def rollout(
     >>> scfast.tl.rollout(adata, "geneformer:models/v1", groupby="cell_type")  # doctest: +SKIP
     >>> adata.uns["rollout"]["table"].groupby("group", observed=True).head(10)  # doctest: +SKIP
     """
-    _check_options(heads, residual)
+    check_rollout(heads, residual)
     check_options(key_added, null)
     how = Conditions(memory, backend, progress, seed)
     counts = get_counts(adata, counts_layer)
@@ -172,10 +170,3 @@ def rollout(
         adata, scoring, groups, how, key_added=key_added, null=null, store_cells=store_cells, params=params,
         copy=copy,
     )  # fmt: skip
-
-
-def _check_options(heads: str, residual: float) -> None:
-    if heads not in HEADS:
-        raise ValueError(f"heads={heads!r} is not a fusion for a rollout; use one of {', '.join(HEADS)}")
-    if not 0.0 <= residual <= 1.0:
-        raise ValueError(f"residual must lie in [0, 1], got {residual}")
