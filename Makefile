@@ -1,11 +1,11 @@
-# make demo | test | bench | lint | format | sanitize | ahead | clean
+# make demo | test | bench | lint | format | sanitize | clean
 # Each target sets itself up in .venv (Python 3.11 or newer, a C++ compiler and the network are all it needs).
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint format sanitize ahead clean setup
+.PHONY: help demo test bench lint format sanitize clean setup
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
@@ -55,10 +55,6 @@ format: setup
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_FILES)
-
-# Every GPU kernel and tile, compiled for every GPU that is named; make test does so for bfloat16 heads of 64 only.
-ahead: setup
-	SCFAST_TEST_ALL_TARGETS=1 $(BIN)/python -m pytest tests/kernels/test_compiled.py
 
 # The op tests on kernels built with AddressSanitizer and UndefinedBehaviorSanitizer. The environment borrows the
 # packages of .venv; Python itself is not instrumented, so the runtime is preloaded and leaks are not

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import triton
 import triton.language as tl
-from scfast.kernels.visit import LOG2E, load_rows, padded, row_pointers, store_rows
+from scfast.kernels.visit import LOG2E, load_rows, padded, product, row_pointers, slice_of, store_rows
 from triton.language import constexpr
 
 if TYPE_CHECKING:
@@ -43,7 +43,18 @@ class Backward(NamedTuple):
     width: Any  # constexpr
     dim_v: Any  # constexpr: Dv
     width_v: Any  # constexpr
+    slice_v: Any  # constexpr
     precision: Any  # constexpr
+
+
+@triton.jit
+def _d_out_at(args, row, mask, head):
+    return args.d_out, row, mask, args.heads * args.dim_v, args.dim_v, head
+
+
+@triton.jit
+def _values_at(args, key, mask, head):
+    return args.v, key, mask, args.v_row, args.v_head, head
 
 
 @triton.jit
@@ -55,7 +66,7 @@ def _d_out(args, row, mask, head):
 
 @triton.jit
 def queries_init(args, row, inside, head, cell):
-    """(live, (dq, shift, delta, d_out))."""
+    """(live, (dq, shift, delta, d_out, row, inside))."""
     d_out = _d_out(args, row, inside, head)
     out = load_rows(
         args.out, row, inside, args.heads * args.dim_v, args.dim_v, head, args.dim_v, args.width_v
@@ -67,18 +78,20 @@ def queries_init(args, row, inside, head, cell):
     shift = tl.where(lse == float("-inf"), float("inf"), lse * LOG2E)
     tl.store(row_pointers(args.delta, args.pitch, head, row, n), delta, mask=inside)
     tl.store(row_pointers(args.shift, args.pitch, head, row, n), shift, mask=inside)
-    return inside, (tl.zeros([n, args.width], tl.float32), shift, delta, d_out)
+    return inside, (tl.zeros([n, args.width], tl.float32), shift, delta, d_out, row, inside)
 
 
 @triton.jit
 def queries_tile(args, state, score, slope, k, key, seen, head):
     """dq, without its scale."""
-    dq, shift, delta, d_out = state
+    dq, shift, delta, d_out, row, inside = state
     p = tl.math.exp2(score - shift[:, None])
     v = load_rows(args.v, key, seen, args.v_row, args.v_head, head // args.group, args.dim_v, args.width_v)
-    dp = tl.dot(d_out, tl.trans(v), input_precision=args.precision)
+    rows, values = _d_out_at(args, row, inside, head), _values_at(args, key, seen, head // args.group)
+    dp = product(d_out, rows, v, values, args.dim_v, args.width_v, args.slice_v, args.precision)
     ds = p * (dp - delta[:, None]) * slope
-    return tl.dot(ds.to(k.dtype), k, dq, input_precision=args.precision), shift, delta, d_out
+    dq = tl.dot(ds.to(k.dtype), k, dq, input_precision=args.precision)
+    return dq, shift, delta, d_out, row, inside
 
 
 @triton.jit
@@ -99,34 +112,35 @@ def queries_done(args, state, row, inside, head):
 
 @triton.jit
 def keys_init(args, key, seen, owner, QUERIES: tl.constexpr):
-    """(dk, dv, v)."""
+    """(dk, dv, v, where v lies)."""
     v = load_rows(args.v, key, seen, args.v_row, args.v_head, owner, args.dim_v, args.width_v)
     dk = tl.zeros([seen.shape[0], args.width], tl.float32)
-    return dk, tl.zeros([seen.shape[0], args.width_v], tl.float32), v
+    return dk, tl.zeros([seen.shape[0], args.width_v], tl.float32), v, _values_at(args, key, seen, owner)
 
 
 @triton.jit
 def keys_rows(args, row, inside, head):
-    """(rows of the cell, (delta, d_out))."""
+    """(rows of the cell, (delta, d_out, where d_out lies))."""
     at = row_pointers(args.delta, args.pitch, head, row, inside.shape[0])
-    return inside, (tl.load(at, mask=inside, other=0.0), _d_out(args, row, inside, head))
+    delta = tl.load(at, mask=inside, other=0.0)
+    return inside, (delta, _d_out(args, row, inside, head), _d_out_at(args, row, inside, head))
 
 
 @triton.jit
 def keys_tile(args, state, p, slope, q, brought):
     """The map is p [KEYS, QUERIES]; dk without its scale."""
-    dk, dv, v = state
-    delta, d_out = brought
+    dk, dv, v, values = state
+    delta, d_out, rows = brought
     dv = tl.dot(p.to(d_out.dtype), d_out, dv, input_precision=args.precision)
-    dp = tl.dot(v, tl.trans(d_out), input_precision=args.precision)
+    dp = product(v, values, d_out, rows, args.dim_v, args.width_v, args.slice_v, args.precision)
     ds = p * (dp - delta[None, :]) * slope
-    return tl.dot(ds.to(q.dtype), q, dk, input_precision=args.precision), dv, v
+    return tl.dot(ds.to(q.dtype), q, dk, input_precision=args.precision), dv, v, values
 
 
 @triton.jit
 def keys_done(args, state, key, seen, owner):
     """Keys that no query sees have gradients of 0."""
-    dk, dv, _ = state
+    dk, dv, _, _ = state
     store_rows(
         args.dk, key, seen, args.kv_heads * args.dim, args.dim, owner, args.dim, args.width, dk * args.scale
     )
@@ -151,7 +165,8 @@ def launch(
         v=v, v_row=v.stride(0), v_head=v.stride(1), d_out=d_out, out=out, lse=lse,
         delta=batch.scratch(lse), shift=batch.scratch(lse), pitch=where.pitch, dq=dq, dk=dk, dv=dv, scale=scale,
         heads=batch.heads, kv_heads=kv_heads, group=where.group, dim=where.dim, width=where.width,
-        dim_v=constexpr(dim_v), width_v=constexpr(width_v), precision=where.precision,
+        dim_v=constexpr(dim_v), width_v=constexpr(width_v), slice_v=constexpr(slice_of(batch.bits, width_v)),
+        precision=where.precision,
     )  # fmt: skip
     batch.visit_rows("backward rows", batch.heads, args, QUERIES, width_v)
     batch.visit_keys(

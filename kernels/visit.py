@@ -29,6 +29,9 @@ LN2 = tl.constexpr(0.6931471805599453)
 HIDDEN = tl.constexpr(-1e30)
 #: Key biases are cut off here, above HIDDEN: a row whose keys all have the lowest float32 still sees them.
 LOWEST_BIAS = tl.constexpr(-1e29)
+#: Products of float32 are unrolled multiply-adds. Heads wider than UNROLLED take theirs in a loop over slices of SLICE
+#: dims, loaded anew each time: whole rows of both operands are more than the registers of a thread.
+UNROLLED, SLICE = 64, 32
 
 
 def padded(n: int) -> int:
@@ -64,7 +67,13 @@ class Where(NamedTuple):
     width: Any  # constexpr: D, padded to a power of two of at least 16
     causal: Any  # constexpr
     fusion: Any  # constexpr: "none" (each head by itself), "sum", "max" or "min" of the heads of each element
+    slice: Any  # constexpr: head dims of a product that are taken together
     precision: Any  # constexpr: of products of float32
+
+
+def slice_of(bits: int, width: int) -> int:
+    """Head dims of a product that are taken together, for elements of so many bits."""
+    return SLICE if bits == 32 and width > UNROLLED else width
 
 
 @triton.jit
@@ -75,11 +84,11 @@ def tile_pointers(base, row, n, row_stride, head_stride, head, width):
 
 
 @triton.jit
-def load_rows(base, row, mask, row_stride, head_stride, head, dim, width):
-    """Rows from ``row`` on; zeros beyond dim and where masked [n]."""
-    pointers = tile_pointers(base, row, mask.shape[0], row_stride, head_stride, head, width)
-    if dim < width:
-        return tl.load(pointers, mask=mask[:, None] & (tl.arange(0, width)[None, :] < dim), other=0.0)
+def load_rows(base, row, mask, row_stride, head_stride, head, dim, width, first=0):
+    """Columns ``first`` to first + width of rows from ``row`` on; zeros beyond dim and where masked [n]."""
+    pointers = tile_pointers(base + first, row, mask.shape[0], row_stride, head_stride, head, width)
+    if dim % width != 0:
+        return tl.load(pointers, mask=mask[:, None] & (first + tl.arange(0, width)[None, :] < dim), other=0.0)
     return tl.load(pointers, mask=mask[:, None], other=0.0)
 
 
@@ -88,6 +97,25 @@ def store_rows(base, row, mask, row_stride, head_stride, head, dim, width, value
     """Counterpart of load_rows."""
     pointers = tile_pointers(base, row, mask.shape[0], row_stride, head_stride, head, width)
     tl.store(pointers, values, mask=mask[:, None] & (tl.arange(0, width)[None, :] < dim))
+
+
+@triton.jit
+def product(x, a, y, b, dim, width, slice, precision):
+    """Product of tile x with the transpose of tile y. Where slices are narrower than rows, they are loaded one by one.
+
+    a and b say from where: (base, row, mask, row stride, head stride, head). The whole x and y are then not needed, and
+    what nobody needs is not loaded.
+    """
+    if slice == width:
+        return tl.dot(x, tl.trans(y), input_precision=precision)
+    a_base, a_row, a_mask, a_row_stride, a_head_stride, a_head = a
+    b_base, b_row, b_mask, b_row_stride, b_head_stride, b_head = b
+    total = tl.zeros([a_mask.shape[0], b_mask.shape[0]], tl.float32)
+    for first in range(0, width, slice):
+        part = load_rows(a_base, a_row, a_mask, a_row_stride, a_head_stride, a_head, dim, slice, first)
+        other = load_rows(b_base, b_row, b_mask, b_row_stride, b_head_stride, b_head, dim, slice, first)
+        total = tl.dot(part, tl.trans(other), total, input_precision=precision)
+    return total
 
 
 @triton.jit
@@ -120,12 +148,14 @@ def tanh(x):
 
 
 @triton.jit
-def score_tile(where, q, k, key, seen, head, KEY_AXIS: tl.constexpr):
+def score_tile(where, q, row, live, k, key, seen, head, KEY_AXIS: tl.constexpr):
     """(scores in units of log2, their slope): [KEYS, QUERIES] for KEY_AXIS 0, [QUERIES, KEYS] for 1."""
+    rows = (where.q, row, live, where.q_row, where.q_head, head)
+    keys = (where.k, key, seen, where.k_row, where.k_head, head // where.group)
     if KEY_AXIS == 0:
-        score = tl.dot(k, tl.trans(q), input_precision=where.precision)
+        score = product(k, keys, q, rows, where.dim, where.width, where.slice, where.precision)
     else:
-        score = tl.dot(q, tl.trans(k), input_precision=where.precision)
+        score = product(q, rows, k, keys, where.dim, where.width, where.slice, where.precision)
     slope = 1.0
     score = score * where.scale
     if where.cap is not None:
@@ -162,7 +192,7 @@ def fused_tile(where, row, live, key, seen, owner, KEY_AXIS: tl.constexpr):
 def _head_tile(where, row, live, key, seen, head, KEY_AXIS: tl.constexpr):
     q = load_rows(where.q, row, live, where.q_row, where.q_head, head, where.dim, where.width)
     k = load_rows(where.k, key, seen, where.k_row, where.k_head, head // where.group, where.dim, where.width)
-    score, _ = score_tile(where, q, k, key, seen, head, KEY_AXIS)
+    score, _ = score_tile(where, q, row, live, k, key, seen, head, KEY_AXIS)
     n: tl.constexpr = live.shape[0]
     shift = tl.load(row_pointers(where.shift, where.pitch, head, row, n), mask=live, other=float("inf"))
     norm = tl.load(row_pointers(where.norm, where.pitch, head, row, n), mask=live, other=0.0)
@@ -192,7 +222,7 @@ def _pass_queries(
         live, brought = ROWS(args, row, inside, head)
         if where.fusion == "none":
             q = load_rows(where.q, row, live, where.q_row, where.q_head, head, where.dim, where.width)
-            score, slope = score_tile(where, q, k, key, seen, head, 0)
+            score, slope = score_tile(where, q, row, live, k, key, seen, head, 0)
             at = row_pointers(where.shift, where.pitch, head, row, QUERIES)
             shift = tl.load(at, mask=inside, other=float("inf"))
             p = tl.math.exp2(score - shift[None, :])
@@ -260,7 +290,7 @@ def _pass_keys(
             k = load_rows(
                 where.k, key, seen, where.k_row, where.k_head, head // where.group, where.dim, where.width
             )
-            x, slope = score_tile(where, q, k, key, seen, head, 1)
+            x, slope = score_tile(where, q, row, live, k, key, seen, head, 1)
             hidden = HIDDEN
         else:
             k, slope = q, 1.0  # heads are fused: no epilogue asks for one head's keys

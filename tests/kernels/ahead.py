@@ -42,23 +42,15 @@ class Driver:
 
 @dataclass(frozen=True)
 class Kernel:
-    """A compiled kernel and the arguments that its launch was given."""
+    """A compiled kernel and what it was launched with."""
 
     name: str
-    constants: dict[str, Any]
-    asm: dict[str, Any]
+    epilogue: str  # name of the function that takes a tile; the kernel's own where there is none
+    launch: tuple[Any, ...]  # what tiles.choose was asked: (gpu, visit, bits, width)
     tile: Any  # the row of tiles.toml; None for a kernel that visits no map
     shared: int  # bytes of shared memory that a program takes
-
-    @property
-    def ptx(self) -> str:
-        return self.asm["ptx"]
-
-    @property
-    def epilogue(self) -> str:
-        """Name of the function that takes a tile; the kernel's own where there is none."""
-        tile = self.constants.get("TILE")
-        return self.name if tile is None else tile.fn.__name__
+    ptx: str
+    cubin: bytes
 
     @cached_property
     def resources(self) -> dict[str, int]:
@@ -88,7 +80,12 @@ class Kernel:
 
     @property
     def spills(self) -> int:
-        """Instructions in loops that keep a register in memory; one of them outside a loop costs nothing."""
+        """Instructions in loops that keep a register in memory; one of them outside a loop costs nothing.
+
+        Disassembling takes as long as compiling: it is left out where a program has no such memory.
+        """
+        if not self.resources["STACK"] + self.resources["LOCAL"]:
+            return 0
         return sum(bool(re.search(r"\b(?:LDL|STL)\b", line)) for loop in self.loops() for line in loop)
 
     def _tool(self, name: str, option: str) -> str:
@@ -97,7 +94,7 @@ class Kernel:
         tool = Path(triton.__file__).parent / "backends/nvidia/bin" / name
         with TemporaryDirectory() as folder:
             cubin = Path(folder) / "kernel.cubin"
-            cubin.write_bytes(self.asm["cubin"])
+            cubin.write_bytes(self.cubin)
             return subprocess.run([tool, option, cubin], capture_output=True, text=True, check=True).stdout
 
 
@@ -111,15 +108,24 @@ def compiling_for(capability: int) -> Iterator[list[Kernel]]:
     kernels: list[Kernel] = []
     run, choose, chosen = JITFunction.run, batch.choose, []
 
-    def choose_and_tell(*shape: Any) -> Any:
-        chosen.append(choose(*shape))
-        return chosen[-1]
+    def choose_and_tell(*launch: Any) -> Any:
+        chosen.append((launch, choose(*launch)))
+        return chosen[-1][1]
 
     def compile_only(self: Any, *args: Any, **options: Any) -> Any:
         compiled = run(self, *args, **(options | {"warmup": True}))
-        constants = {name: value for name, value in options.items() if name in self.arg_names}
-        tile = chosen[-1] if "TILE" in constants else None
-        kernels.append(Kernel(self.fn.__name__, constants, compiled.asm, tile, compiled.metadata.shared))
+        visits = "TILE" in options
+        name = self.fn.__name__
+        kernels.append(
+            Kernel(
+                name,
+                options["TILE"].fn.__name__ if visits else name,
+                *(chosen[-1] if visits else ((), None)),
+                compiled.metadata.shared,
+                compiled.asm["ptx"],
+                compiled.asm["cubin"],
+            )
+        )
         return compiled
 
     with pytest.MonkeyPatch.context() as patch:

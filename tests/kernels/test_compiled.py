@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import importlib.util
+import multiprocessing
 import os
 import re
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
 
 from scfast import Packing, ops
-from tests.kernels.ahead import compiling_for
+from tests.kernels.ahead import Kernel, compiling_for
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
-#: (compute capability, dtype, head dim). Others are compiled when SCFAST_TEST_ALL_TARGETS is set: minutes.
-EVERY = [
-    (capability, dtype, dim)
-    for dtype in (torch.bfloat16, torch.float32)
-    for dim in (64, 128, 256)
-    for capability in (80, 90, 100)
-]
-QUICK = [(capability, torch.bfloat16, 64) for capability in (80, 90, 100)]
-TARGETS = EVERY if os.environ.get("SCFAST_TEST_ALL_TARGETS") else QUICK
+Target = tuple[int, torch.dtype, int]
+#: (compute capability, dtype, head dim), the slowest first: between them they launch every row of tiles.toml.
+TARGETS: list[Target] = [*product((80, 90, 100), (torch.float32, torch.bfloat16), (256, 128, 64))]
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 #: Bytes of shared memory that a program may take. Code for sm_80 stands for 8.6, 8.9 and 12.0 too, which have least.
 SHARED = {80: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 #: Instructions of the inner loop of column sums for an element of the map, on sm_90: two multiply-adds, an
@@ -45,21 +44,48 @@ def call_every_op(dtype: torch.dtype, dim: int) -> None:
     ops.attention_backward(v, q, k, v, v, torch.zeros(112, 4), packing, **on)
 
 
-@pytest.mark.parametrize(("capability", "dtype", "dim"), TARGETS)
-def test_kernels_compile_without_spills_and_atomics(capability: int, dtype: torch.dtype, dim: int) -> None:
+def compile_every_op(capability: int, dtype: torch.dtype, dim: int) -> list[Kernel]:
     with compiling_for(capability) as kernels:
         call_every_op(dtype, dim)
+    return kernels
+
+
+@pytest.fixture(scope="module")
+def compiled(request: pytest.FixtureRequest) -> Iterator[dict[Target, Future[list[Kernel]]]]:
+    """The kernels of every target that some chosen test names, compiled by a process for each core."""
+    tests = [item for item in request.session.items if item.module is request.module]
+    named = {item.callspec.params["target"] for item in tests if "target" in item.fixturenames}
+    if any(item.name == test_every_tile_row_is_compiled.__name__ for item in tests):
+        named = set(TARGETS)
+    pool = ProcessPoolExecutor(CORES, mp_context=multiprocessing.get_context("spawn"))
+    yield {target: pool.submit(compile_every_op, *target) for target in TARGETS if target in named}
+    pool.shutdown(cancel_futures=True)
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=str)
+def test_kernels_compile_without_spills_and_atomics(target: Target, compiled: Any) -> None:
+    capability, dtype, _ = target
+    kernels = compiled[target].result()
     epilogues = {"softmax_tile", "one_tile", "many_tile", "rowstats_tile", "queries_tile", "keys_tile"}
     assert epilogues | {"weigh_rows", "add_heads", "add_rows"} == {kernel.epilogue for kernel in kernels}
     for kernel in kernels:
-        what = f"{kernel.epilogue} {kernel.tile} for sm_{capability}"
+        what = f"{kernel.epilogue} {kernel.launch} {kernel.tile}"
         assert not re.search(r"\b(?:atom|red)\.", kernel.ptx), f"{what}: atomics"
         assert kernel.shared <= SHARED[capability], f"{what}: {kernel.shared} bytes of shared memory"
-        allowed = kernel.tile is not None and kernel.tile.basis == "spills"
-        assert not kernel.spills or allowed, f"{what}: {kernel.spills} spills in loops, {kernel.resources}"
+        assert not kernel.spills, f"{what}: {kernel.spills} spills in loops, {kernel.resources}"
         if capability == 90 and dtype == torch.bfloat16 and kernel.tile:
             owned = kernel.tile.keys if kernel.name == "visit_keys" else kernel.tile.queries
             assert ("wgmma" in kernel.ptx) == (owned >= 64), what  # an instruction of 64 rows
+
+
+def test_every_tile_row_is_compiled(compiled: Any) -> None:
+    """Every target is one for each GPU, so a row is compiled for all that it serves."""
+    from scfast.kernels import tiles
+
+    launches = {kernel.launch for target in TARGETS for kernel in compiled[target].result() if kernel.tile}
+    taken = [next(row for row in tiles.rows() if tiles.fits(row, *launch)) for launch in launches]
+    for row in tiles.rows():
+        assert row in taken or row["gpus"] == ["interpreter"], f"no test compiles {row}"
 
 
 def test_instructions_of_column_sums() -> None:
@@ -67,7 +93,7 @@ def test_instructions_of_column_sums() -> None:
         q, k = torch.zeros(2, 112, 4, 64, dtype=torch.bfloat16).unbind(0)
         ops.attention_colsum(q, k, Packing.from_lengths([64, 48]), backend="triton")
     (kernel,) = (kernel for kernel in kernels if kernel.epilogue == "one_tile")
-    elements = kernel.constants["QUERIES"] * kernel.constants["KEYS"] / (32 * kernel.tile.warps)
+    elements = kernel.tile.queries * kernel.tile.keys / (32 * kernel.tile.warps)
     exponentials = [loop for loop in kernel.loops() if sum("MUFU.EX2" in line for line in loop) == elements]
     unmasked, tail = exponentials
     assert len(unmasked) / elements <= COLSUM_INSTRUCTIONS

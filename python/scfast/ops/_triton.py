@@ -89,9 +89,10 @@ def _batch(
     from triton.language import constexpr
 
     from scfast.kernels.batch import Batch
-    from scfast.kernels.visit import Where, padded
+    from scfast.kernels.visit import Where, padded, slice_of
 
     total_q, n_heads, dim = q.shape
+    bits, width = 8 * q.element_size(), padded(dim)
     where = Where(
         tiles=None, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k, causal_offset=causal_offset,
         q=q, q_row=q.stride(0), q_head=q.stride(1), k=k, k_row=k.stride(0), k_head=k.stride(1),
@@ -101,8 +102,8 @@ def _batch(
         scale=scale / softcap if softcap else scale * _LOG2E,
         cap=softcap * _LOG2E if softcap else None,
         shift=None, norm=None, pitch=-(-max(total_q, 1) // 16) * 16, factors=None,
-        span=constexpr(1), group=constexpr(n_heads // k.shape[1]), dim=constexpr(dim), width=constexpr(padded(dim)),
-        causal=constexpr(causal), fusion=constexpr("none"),
+        span=constexpr(1), group=constexpr(n_heads // k.shape[1]), dim=constexpr(dim), width=constexpr(width),
+        causal=constexpr(causal), fusion=constexpr("none"), slice=constexpr(slice_of(bits, width)),
         precision=constexpr(PRECISION[torch.get_float32_matmul_precision()]),
     )  # fmt: skip
 
@@ -112,7 +113,7 @@ def _batch(
             own, other = other, own
         return _work_list(own, other, (q if side == "queries" else k).shape[0], rows)
 
-    return Batch(where, _gpu(q.device), 8 * q.element_size(), work_list, n_heads)
+    return Batch(where, _gpu(q.device), bits, work_list, n_heads)
 
 
 def _gpu(device: torch.device) -> str:
