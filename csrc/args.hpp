@@ -92,7 +92,7 @@ struct TopkArgs {
 struct ScatterArgs {
   Geometry where;
   const int32_t *targets, *sources;             // [Tq], [Tk], -1: not counted
-  const int32_t *query_order, *key_order;       // [Tq], [Tk]: within each cell, by target and by source
+  const int32_t* query_order;                   // [Tq]: within each cell, by target
   const float* head_weights;                    // [H] or null; heads are summed
   void* out;                                    // [n_sources, n_targets], float64 or float32
   bool wide;                                    // float64

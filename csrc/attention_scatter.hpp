@@ -2,227 +2,175 @@
 // map with its heads fused. Sums in the type of out, float64 or float32; ids of -1 and sources outside the rows that
 // out holds are left out.
 //
-// Strips of queries, in the order of their targets, are computed side by side, a wave at a time. Threads add the wave
-// before to out meanwhile, each to rows of its own, strip by strip and keys in the order of their sources: an element
-// gets its summands in one order, whatever the number of threads, and a row is walked through from left to right.
-// Adding waits for memory, computing does not, so every tile of scores asks for lines of out that are added to soon.
+// The queries of a cell are taken in the order of their targets, a band of them at a time: its maps are computed, then
+// added key by key, to a run of neighbouring lines in the row of each key. Bands that lie side by side share no element
+// unless a target repeats, so threads add without regard to each other; where two bands may share one, the later waits
+// for the earlier. An element gets its summands in the order of the bands, then of the keys, then of the queries,
+// whatever the number of threads.
 #pragma once
+#include <sched.h>
+
 #include "walk.hpp"
 
 namespace {
 
-constexpr int kStripsPerWave = 2;  // for each thread; few, because nothing is computed while the last wave is added
-constexpr int kShares = 4;         // of the rows of out, for each thread
-constexpr int kAsked = 64;         // steps of a tile that ask for a line
+constexpr int kBandStrips = 2; // a longer run of lines a key is hardly faster, and its maps leave the cache
+constexpr int kBandRows = kBandStrips * kLanes;
+constexpr int kRowsAtOnce = 8;
 
-struct ScatterStrip {
+struct Band {
   Cell cell;
-  int rows, keys, lanes;
-  const int32_t* row;  // [rows] query within the cell
-  float* map;          // [keys][lanes], in the buffer of its wave
+  int rows; // <= kBandRows
+  const int32_t* row; // [rows] query within the cell, by target
+  int32_t lowest, highest; // targets
+  bool added;
 };
 
-// The queries that have a target, strip by strip, in the order of the cells.
-struct ScatterPlan {
+// The queries that have a target, band by band, in the order of the cells.
+struct Bands {
   const scfast::ScatterArgs& a;
-  int64_t n_strips = 0, per_wave, n_waves = 0;
-  int n_shares;
-  size_t size;  // of a map, floats
-  ScatterStrip* strips = nullptr;
-  int* next_share = nullptr;  // [waves]
-  float* maps = nullptr;      // of two waves
+  Band* band = nullptr;
+  int64_t n = 0, next = 0;
 
-  explicit ScatterPlan(const scfast::ScatterArgs& args)
-      : a(args), per_wave(kStripsPerWave * args.where.threads), n_shares(kShares * args.where.threads) {
+  explicit Bands(const scfast::ScatterArgs& args) : a(args) {
     const Geometry& g = a.where;
-    for (int i = 0; i < g.n_cells; i++) n_strips += (counted(i) + kLanes - 1) / kLanes;
-    n_waves = (n_strips + per_wave - 1) / per_wave;
-    size = ((size_t)longest_key_list(g) + kKeys) / kKeys * kKeys * kLanes;
-    strips = (ScatterStrip*)malloc(sizeof(ScatterStrip) * (n_strips + 1));
-    next_share = (int*)calloc(n_waves + 1, sizeof(int));
-    maps = (float*)aligned_alloc(64, sizeof(float) * size * 2 * per_wave);
-    if (!ready()) return;
-    int64_t n = 0;
+    for (int i = 0; i < g.n_cells; i++) n += (counted(cell_at(g, i)) + kBandRows - 1) / kBandRows;
+    band = (Band*)malloc(sizeof(Band) * (n + 1));
+    if (!band) return;
+    Band* b = band;
     for (int i = 0; i < g.n_cells; i++) {
       const Cell cell = cell_at(g, i);
-      const int32_t* row = a.query_order + cell.first_query + cell.queries - counted(i);  // those without come first
-      for (int left = counted(i); left > 0; left -= kLanes, row += kLanes, n++)
-        strips[n] = {cell, left < kLanes ? left : kLanes, 0, 0, row, maps + n % (2 * per_wave) * size};
+      const int32_t* target = a.targets + cell.first_query;
+      int left = counted(cell);
+      const int32_t* row = a.query_order + cell.first_query + cell.queries - left; // those without come first
+      for (; left > 0; left -= kBandRows, row += kBandRows) {
+        const int rows = left < kBandRows ? left : kBandRows;
+        *b++ = {cell, rows, row, target[row[0]], target[row[rows - 1]], false};
+      }
     }
   }
-  ~ScatterPlan() {
-    free(strips);
-    free(next_share);
-    free(maps);
-  }
-  ScatterPlan(const ScatterPlan&) = delete;
-  bool ready() const { return strips && next_share && maps; }
-  int64_t wave(int64_t w) const { return w * per_wave < n_strips ? w * per_wave : n_strips; }  // its first strip
+  ~Bands() { free(band); }
+  Bands(const Bands&) = delete;
 
-  // Place of the first of `n` tokens in their order whose id is not below `id`.
-  static int place_of(const int32_t* order, const int32_t* ids, int n, int64_t id) {
-    int low = 0, high = n;
+  int counted(const Cell& cell) const {
+    const int32_t *order = a.query_order + cell.first_query, *target = a.targets + cell.first_query;
+    int low = 0, high = cell.queries; // the first in order whose target is not below 0
     while (low < high) {
       const int middle = (low + high) / 2;
-      if (ids[order[middle]] < id)
+      if (target[order[middle]] < 0)
         low = middle + 1;
       else
         high = middle;
     }
-    return low;
+    return cell.queries - low;
   }
 
-  int counted(int index) const {
-    const Cell cell = cell_at(a.where, index);
-    return cell.queries - place_of(a.query_order + cell.first_query, a.targets + cell.first_query, cell.queries, 0);
+  // Waits for the earlier bands that may share an element with band `index`. All before `first` have been added.
+  void await_turn(int64_t index, int64_t* first) const {
+    const Band& mine = band[index];
+    while (*first < index && added(*first)) ++*first;
+    for (int64_t i = *first; i < index; i++)
+      if (band[i].lowest <= mine.highest && mine.lowest <= band[i].highest)
+        while (!added(i)) sched_yield();
   }
+  bool added(int64_t index) const { return __atomic_load_n(&band[index].added, __ATOMIC_ACQUIRE); }
 };
 
-// Lines of out that are added to soon, asked for one by one: those of one key, or half of them of each of two.
-struct AskForRows {
-  const char* row[2];
-  const int64_t* line;  // [kAsked] offsets
-  inline __attribute__((always_inline)) void operator()(int step) const {
-    step %= kAsked;
-    __builtin_prefetch(row[step / (kAsked / 2)] + line[step], 0, 2);
-  }
-};
+// The maps of one band, and their way into out.
+template <class Dot>
+struct BandWorker {
+  const scfast::ScatterArgs& a;
+  FusedStrips<Dot> strips;
+  float* map[kBandStrips] = {}; // [keys][lanes]
+  int keys[kBandStrips] = {}, lanes[kBandStrips] = {}, rows[kBandStrips] = {};
+  int n_strips = 0;
+  int32_t target[kBandRows] = {};
+  int64_t line[kBandRows] = {}; // offsets within a row of out
+  int n_lines = 0;
 
-// One thread's part in adding a wave: shares of the rows of out, one after another, strip by strip.
-struct Adder {
-  const ScatterPlan& plan;
-  int64_t wave = 0;
-  const ScatterStrip *strip = nullptr, *end_strip = nullptr;  // of the share at hand; null: nothing is left
-  int64_t first = 0, end = 0;                                 // its sources
-  int place = 0, asked = 0, last = 0;                         // in the order of the strip's keys
-  int32_t target[kLanes] = {};
-  int64_t line[kAsked] = {};
-
-  explicit Adder(const ScatterPlan& p) : plan(p) {}
-
-  void begin(int64_t w) {
-    wave = w;
-    strip = end_strip = nullptr;
-    if (wave >= 0) advance();
+  void take(Scratch& scratch, int longest) {
+    strips.take(scratch, longest);
+    map[0] = strips.map;
+    for (int i = 1; i < kBandStrips; i++) map[i] = strips.take_map(scratch, longest);
   }
 
-  // To the next strip of the share that holds keys of it, or to the next share.
-  void advance() {
-    const scfast::ScatterArgs& a = plan.a;
-    do {
-      if (strip == nullptr || ++strip == end_strip) {
-        const int share = __atomic_fetch_add(&plan.next_share[wave], 1, __ATOMIC_RELAXED);
-        first = a.first_source + a.n_sources * share / plan.n_shares;
-        end = a.first_source + a.n_sources * (share + 1) / plan.n_shares;
-        strip = share < plan.n_shares ? plan.strips + plan.wave(wave) : nullptr;
-        end_strip = plan.strips + plan.wave(wave + 1);
-        if (strip == nullptr) return;
-      }
-      const Cell& cell = strip->cell;
-      const int32_t *order = a.key_order + cell.first_key, *source = a.sources + cell.first_key;
-      place = asked = plan.place_of(order, source, cell.keys, first);
-      last = plan.place_of(order, source, cell.keys, end);
-    } while (place == last);
-    int lines = 0;
-    const int bytes = a.wide ? 8 : 4;
-    const int most = keys_per_tile() == 1 ? kAsked : kAsked / 2;
-    for (int i = 0; i < strip->rows; i++) {
-      target[i] = a.targets[strip->cell.first_query + strip->row[i]];
-      const int64_t at = (int64_t)target[i] * bytes / kCacheLine * kCacheLine;
-      if (lines < most && (lines == 0 || at != line[lines - 1])) line[lines++] = at;
+  void compute(const Band& band) {
+    strips.load(band.cell, 0, strips.g.heads);
+    n_strips = (band.rows + kLanes - 1) / kLanes;
+    for (int s = 0; s < n_strips; s++) {
+      const int left = band.rows - s * kLanes;
+      strips.map = map[s];
+      const Strip strip = strips.visit(band.row + s * kLanes, left < kLanes ? left : kLanes);
+      settle(&strips.owed);
+      keys[s] = strip.keys, lanes[s] = strip.lanes, rows[s] = strip.rows;
     }
-    for (int i = lines; i < kAsked; i++) line[i] = line[i >= most && i - most < lines ? i - most : 0];
   }
 
-  int keys_per_tile() const { return plan.a.where.heads < KT ? 2 : 1; }
-  int key(int at) const { return plan.a.key_order[strip->cell.first_key + at]; }
-  char* row(int at) const {
-    const scfast::ScatterArgs& a = plan.a;
-    const int64_t source = a.sources[strip->cell.first_key + key(at)];
-    return (char*)a.out + (source - a.first_source) * a.out_row * (a.wide ? 8 : 4);
-  }
-
-  AskForRows ask() {
-    if (strip == nullptr) return {{(const char*)line, (const char*)line}, nothing()};
-    AskForRows ahead = {{}, line};
-    const int before = asked;
-    for (int i = 0; i < 2; i++) {
-      ahead.row[i] = row(asked < last ? asked : last - 1);
-      if (asked < last && asked - before < keys_per_tile()) asked++;
-    }
-    if (keys_per_tile() == 1) ahead.row[1] = ahead.row[0];
-    return ahead;
-  }
-  static const int64_t* nothing() {
-    static const int64_t none[kAsked] = {};
-    return none;
+  // The row of out of a key, or null.
+  template <class T>
+  T* row_of(const Cell& cell, int key) const {
+    if (key >= cell.keys) return nullptr;
+    const int64_t row = (int64_t)a.sources[cell.first_key + key] - a.first_source;
+    return row >= 0 && row < a.n_sources ? (T*)a.out + row * a.out_row : nullptr;
   }
 
   template <class T>
-  void add(T* to, const float* p) const {
-    for (int i = 0; i < strip->rows; i++) to[target[i]] += (T)p[i];
-  }
-
-  void add_key() {
-    if (key(place) < strip->keys) {  // else out of sight of every query
-      const float* p = strip->map + (size_t)key(place) * strip->lanes;
-      if (plan.a.wide)
-        add((double*)row(place), p);
-      else
-        add((float*)row(place), p);
+  void add(const Band& band) {
+    constexpr int per_line = kCacheLine / sizeof(T);
+    n_lines = 0;
+    for (int i = 0; i < band.rows; i++) {
+      target[i] = a.targets[band.cell.first_query + band.row[i]];
+      const int64_t at = target[i] / per_line * per_line;
+      if (n_lines == 0 || at != line[n_lines - 1]) line[n_lines++] = at;
     }
-    place++;
-  }
-
-  // What has been asked for.
-  void run() {
-    if (strip == nullptr) return;
-    while (place < asked) add_key();
-    if (place == last) advance();
-  }
-
-  // What is left of the wave.
-  void finish() {
-    for (; strip != nullptr; advance())
-      while (place < last) {
-        const char* ahead = row(place + 1 < last ? place + 1 : place);
-        for (int i = 0; i < kAsked / 2; i++) __builtin_prefetch(ahead + line[i], 1);
-        add_key();
+    T* next = row_of<T>(band.cell, 0);
+    for (int key = 0; key < band.cell.keys; key++) {
+      T* to = next;
+      next = row_of<T>(band.cell, key + 1);
+      // The next key's lines are asked for between the additions: all at once, they hold up what is there already.
+      int asked = 0;
+      for (int s = 0; s < n_strips; s++) {
+        const float* p = map[s] + (size_t)key * lanes[s];
+        const bool seen = to && key < keys[s]; // by some query
+        for (int first = 0; first < rows[s]; first += kRowsAtOnce) {
+          if (next)
+            for (int i = 0; i < kRowsAtOnce && asked < n_lines; i++) __builtin_prefetch(next + line[asked++], 1);
+          const int end = first + kRowsAtOnce < rows[s] ? first + kRowsAtOnce : rows[s];
+          if (seen)
+            for (int i = first; i < end; i++) to[target[s * kLanes + i]] += (T)p[i];
+        }
       }
+    }
   }
 };
 
 template <class Dot>
 static bool scatter_maps(const scfast::ScatterArgs* args) {
   const Geometry& g = args->where;
-  const ScatterPlan plan(*args);
+  Bands bands(*args);
+  if (!bands.band) return false;
   const int longest = longest_key_list(g);
-  bool failed = !plan.ready();
-  if (failed) return false;
+  bool failed = false;
 #pragma omp parallel num_threads(g.threads)
   {
     Scratch scratch;
-    FusedStrips<Dot> fused = {g, scfast::kSum, args->head_weights, 0};
-    Adder adder(plan);
-    fused.take(scratch, longest);  // measures; after the allocation the same call hands out
-    if (scratch.allocate())
-      fused.take(scratch, longest);
-    else
-      __atomic_store_n(&failed, true, __ATOMIC_RELAXED);
-#pragma omp barrier
-    for (int64_t w = 0; w < (failed ? 0 : plan.n_waves + 1); w++) {
-      adder.begin(w - 1);
-#pragma omp for schedule(dynamic) nowait
-      for (int64_t i = plan.wave(w); i < plan.wave(w + 1); i++) {
-        ScatterStrip& s = plan.strips[i];
-        fused.load(s.cell, 0, g.heads);
-        fused.map = s.map;
-        const Strip strip = fused.visit(s.row, s.rows, adder);
-        settle(&fused.owed);
-        s.keys = strip.keys, s.lanes = strip.lanes;
+    BandWorker<Dot> worker = {*args, {g, scfast::kSum, args->head_weights, 0}};
+    worker.take(scratch, longest); // measures; after the allocation the same call hands out
+    if (scratch.allocate()) {
+      worker.take(scratch, longest);
+      int64_t index, first = 0;
+      while ((index = __atomic_fetch_add(&bands.next, 1, __ATOMIC_RELAXED)) < bands.n) {
+        Band& band = bands.band[index];
+        worker.compute(band);
+        bands.await_turn(index, &first);
+        if (args->wide)
+          worker.template add<double>(band);
+        else
+          worker.template add<float>(band);
+        __atomic_store_n(&band.added, true, __ATOMIC_RELEASE);
       }
-      adder.finish();
-#pragma omp barrier
+    } else {
+      __atomic_store_n(&failed, true, __ATOMIC_RELAXED);
     }
   }
   return !failed;
@@ -235,4 +183,4 @@ static bool attention_scatter(const scfast::ScatterArgs* args) {
   return scatter_maps<Float32>(args);
 }
 
-}  // namespace
+} // namespace

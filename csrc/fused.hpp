@@ -23,8 +23,12 @@ struct FusedStrips {
     b.take(scratch, g, longest, 0, {true, false, false, columns});
     head_size = (size_t)(longest + KT) * b.depth;
     keys = scratch.take<typename Dot::T>(g.kv_heads * head_size);
-    map = scratch.take<float>(((size_t)(longest + kKeys - 1) / kKeys + 1) * kKeys * kLanes);
+    map = take_map(scratch, longest);
     owed = b.nothing_owed();
+  }
+
+  static float* take_map(Scratch& scratch, int longest) {
+    return scratch.take<float>(((size_t)(longest + kKeys - 1) / kKeys + 1) * kKeys * kLanes);
   }
 
   // Brings the keys of heads [first, end) of a cell, unless they are there.
@@ -38,8 +42,7 @@ struct FusedStrips {
 
   // The map over `n` rows of the cell. Its last head is still owed: block() settles a block, settle(&owed) all.
   // What a job may read of the strip are its sizes and rows.
-  template <class Errand>
-  Strip visit(const int* rows, int n, Errand& errand) {
+  Strip visit(const int* rows, int n) {
     const int group = g.heads / g.kv_heads;
     Strip strip;
     owed.keys = 0;
@@ -47,15 +50,10 @@ struct FusedStrips {
       const Score score = score_of(g, cell, h, Dot::kPack > 1);
       b.k = keys + (h / group - head / group) * head_size;
       pack_queries(g, cell, h, rows, n, score.query_factor, b.unpacked, b.q);
-      visit_rows(b, score, rows, n, cell.keys, {true, false, false, columns}, &owed, &strip, errand);
+      visit_rows(b, score, rows, n, cell.keys, {true, false, false, columns}, &owed, &strip);
       owe(strip, {map, fusion, head_weights ? head_weights[h] : 1.f, h == head}, &owed);
     }
     return strip;
-  }
-
-  Strip visit(const int* rows, int n) {
-    NoErrand errand;
-    return visit(rows, n, errand);
   }
 
   // [keys of the block][lanes] from key `first` on, a multiple of kKeys: once per strip and block.

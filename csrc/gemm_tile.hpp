@@ -42,16 +42,11 @@ constexpr int KT = 4;
 
 constexpr int kCacheLine = 64;
 
-// What else a tile asks memory for, step by step of its depth: nothing.
-struct AskForNothing {
-  inline __attribute__((always_inline)) void operator()(int) const {}
-};
-
 // scores[key][lane] = sum_d q[d][lane] * k[key][d]; `largest` follows. Only the first `valid` keys are written.
 // Asks for the next tile of keys and, into the second-level cache, for `depth` lines at `soon`.
-template <class Dot, int NV, class Ask = AskForNothing>
+template <class Dot, int NV>
 SCFAST_INLINE void score_tile(const typename Dot::T* q, const typename Dot::T* k, int ldk, int depth, float factor,
-                              int valid, float* scores, vf* largest, const char* soon, const Ask& ask = Ask()) {
+                              int valid, float* scores, vf* largest, const char* soon) {
   vf acc[KT][NV];
   for (int key = 0; key < KT; key++)
     for (int v = 0; v < NV; v++) acc[key][v] = vf{};
@@ -59,7 +54,6 @@ SCFAST_INLINE void score_tile(const typename Dot::T* q, const typename Dot::T* k
   for (int d = 0; d < depth; d++) {
     __builtin_prefetch(ahead + (size_t)d * KT * sizeof(*k));
     __builtin_prefetch(soon + (size_t)d * kCacheLine, 0, 2);
-    ask(d);
     typename Dot::V row[NV];
 #pragma GCC unroll 4
     for (int v = 0; v < NV; v++) row[v] = Dot::get(q + (d * NV + v) * W);

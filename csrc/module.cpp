@@ -195,13 +195,13 @@ NB_MODULE(_kernels, m) {
               MatmulArgs{where, at<float>(x), width, fusion, at<float>(head_weights), at<float>(out)});
         });
 
-  m.def("attention_scatter", [](const Geometry& where, uintptr_t targets, uintptr_t sources, uintptr_t query_order,
-                                uintptr_t key_order, uintptr_t head_weights, uintptr_t out, bool wide, int64_t out_row,
-                                int64_t first_source, int64_t n_sources) {
-    run(chosen->attention_scatter,
-        ScatterArgs{where, at<int32_t>(targets), at<int32_t>(sources), at<int32_t>(query_order), at<int32_t>(key_order),
-                    at<float>(head_weights), at<void>(out), wide, out_row, first_source, n_sources});
-  });
+  m.def("attention_scatter",
+        [](const Geometry& where, uintptr_t targets, uintptr_t sources, uintptr_t query_order, uintptr_t head_weights,
+           uintptr_t out, bool wide, int64_t out_row, int64_t first_source, int64_t n_sources) {
+          run(chosen->attention_scatter,
+              ScatterArgs{where, at<int32_t>(targets), at<int32_t>(sources), at<int32_t>(query_order),
+                          at<float>(head_weights), at<void>(out), wide, out_row, first_source, n_sources});
+        });
 
   nb::class_<CosineArgs>(m, "CosineRows")
       .def(

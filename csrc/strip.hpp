@@ -179,17 +179,11 @@ SCFAST_INLINE void weigh_values(const StripBuffers<Bfloat16Pair>& b, const float
 }
 #endif
 
-// What a visit does beside its own work: asks for memory tile by tile, and uses it block by block. Here: nothing.
-struct NoErrand {
-  AskForNothing ask() { return {}; }
-  void run() {}
-};
-
 // One strip of `rows` <= NV * W queries whose panel is in b.q and whose keys (and values) are in b.k (b.v).
 // It takes the place of the strip before it and settles the columns which that one owes, if any.
-template <class Dot, int NV, bool kEntropy, class Errand>
+template <class Dot, int NV, bool kEntropy>
 static void visit_strip(const StripBuffers<Dot>& b, const Score& score, const int* row, int rows, int n_keys,
-                        Wants wants, Columns* owed, Strip* strip, Errand& errand) {
+                        Wants wants, Columns* owed, Strip* strip) {
   constexpr int lanes = NV * W;
   const Sight<NV> sight = sight_of<NV>(score, row, rows, n_keys);
   const int last = sight.last;
@@ -204,7 +198,6 @@ static void visit_strip(const StripBuffers<Dot>& b, const Score& score, const in
     const int keys = last - first < kKeys ? last - first : kKeys;
     float* p = b.p + (wants.strip ? (size_t)first * lanes : 0);
     if (first < owed->keys) settle_block<NV>(*owed, first);
-    errand.run();
     vf largest[NV];
     for (int v = 0; v < NV; v++) largest[v] = splat(-FLT_MAX);
     // While scores are computed, the block's values come nearer, then the next block of the strip and of the map that
@@ -221,7 +214,7 @@ static void visit_strip(const StripBuffers<Dot>& b, const Score& score, const in
                              ? (const char*)(p + kKeys * lanes) + beyond
                              : (const char*)(owed->fusion.map + (first + kKeys) * lanes) + (beyond - strip_bytes);
       score_tile<Dot, NV>(b.q, b.k + (size_t)(first + key) * b.depth, b.depth, b.depth, score.dot_factor, keys - key,
-                          p + key * lanes, largest, soon, errand.ask());
+                          p + key * lanes, largest, soon);
     }
     if (score.cap > 0 || score.bias || first + keys > sight.unmasked)
       adjust<NV>(p, first, keys, score, sight.limit, largest);
@@ -265,13 +258,13 @@ static void visit_strip(const StripBuffers<Dot>& b, const Score& score, const in
 }
 
 // Strips of as many vectors as the rows that are left need.
-template <class Dot, class Errand>
+template <class Dot>
 static void visit_rows(const StripBuffers<Dot>& b, const Score& score, const int* row, int rows, int n_keys,
-                       Wants wants, Columns* owed, Strip* strip, Errand& errand) {
+                       Wants wants, Columns* owed, Strip* strip) {
   const int vectors = (rows + W - 1) / W;
-#define SCFAST_VISIT(NV)                                                                               \
-  (wants.entropy ? visit_strip<Dot, NV, true>(b, score, row, rows, n_keys, wants, owed, strip, errand) \
-                 : visit_strip<Dot, NV, false>(b, score, row, rows, n_keys, wants, owed, strip, errand))
+#define SCFAST_VISIT(NV)                                                                       \
+  (wants.entropy ? visit_strip<Dot, NV, true>(b, score, row, rows, n_keys, wants, owed, strip) \
+                 : visit_strip<Dot, NV, false>(b, score, row, rows, n_keys, wants, owed, strip))
   if (vectors == 1)
     SCFAST_VISIT(1);
   else if (vectors == 2)
@@ -279,13 +272,6 @@ static void visit_rows(const StripBuffers<Dot>& b, const Score& score, const int
   else
     SCFAST_VISIT(3);
 #undef SCFAST_VISIT
-}
-
-template <class Dot>
-static void visit_rows(const StripBuffers<Dot>& b, const Score& score, const int* row, int rows, int n_keys,
-                       Wants wants, Columns* owed, Strip* strip) {
-  NoErrand errand;
-  visit_rows(b, score, row, rows, n_keys, wants, owed, strip, errand);
 }
 
 }  // namespace

@@ -135,7 +135,6 @@ def attention_scatter(
     targets: int,
     sources: int,
     query_order: int,
-    key_order: int,
     head_weights: int,
     out: int,
     wide: bool,

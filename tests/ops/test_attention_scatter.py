@@ -173,7 +173,7 @@ def test_bits_do_not_depend_on_threads(genes: int, dtype: torch.dtype, isa: str,
         assert torch.equal(run(), expected), f"{n} threads"
 
 
-def test_waves_of_many_strips() -> None:
+def test_bands_of_many_strips() -> None:
     case = make_case([1500, 1400, *[60] * 40], heads=1, dim=8)
     ids = some_ids(case.packing.total_k)
     got = attention_scatter(case.q, case.k, case.packing, ids, torch.zeros(GENES, GENES).double())

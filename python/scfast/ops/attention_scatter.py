@@ -136,14 +136,11 @@ def _cpu_impl(q: torch.Tensor, k: torch.Tensor, cu_seqlens_q: torch.Tensor, *res
     q, k = _cpu.dense_rows(q), _cpu.dense_rows(k)
     targets, sources = ids_q.to(torch.int32).contiguous(), ids.to(torch.int32).contiguous()
     query_order = _by_id(targets, cu_seqlens_q)
-    cu_seqlens_k = packing_and_score[0]
-    same = ids is ids_q and cu_seqlens_k is cu_seqlens_q
-    key_order = query_order if same else _by_id(sources, cu_seqlens_k)
     _, factors = _cpu.fusion(q, heads, head_weights)
     _kernels.attention_scatter(
         _cpu.geometry(q, k, cu_seqlens_q, *packing_and_score),
-        _cpu.pointer(targets), _cpu.pointer(sources), _cpu.pointer(query_order), _cpu.pointer(key_order),
-        _cpu.pointer(factors), _cpu.pointer(out), out.dtype == torch.float64, out.stride(0), first_row, out.shape[0],
+        _cpu.pointer(targets), _cpu.pointer(sources), _cpu.pointer(query_order), _cpu.pointer(factors),
+        _cpu.pointer(out), out.dtype == torch.float64, out.stride(0), first_row, out.shape[0],
     )  # fmt: skip
 
 
