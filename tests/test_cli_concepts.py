@@ -9,8 +9,11 @@ import pandas as pd
 import pytest
 
 import scfast
+from tests import test_cli
 from tests.test_cli import failure, invoke
 from tests.toy import BACKEND, toy_adata, toy_source
+
+data, model = test_cli.data, test_cli.model  # a small model, and cells for it
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +50,28 @@ def test_prevalence(cells, tmp_path):
     table = pd.read_csv(out / "prevalence_table.csv")
     assert len(table) == 2 * 3 * 4
     assert (out / "prevalence.png").stat().st_size > 5000
+
+
+@pytest.mark.filterwarnings("ignore:.*probes have cells of fewer than two classes")
+def test_probe(data, model, tmp_path):
+    options = ["--model", f"geneformer:{model}", "--analysis", "probe", "-o", tmp_path / "out"]
+    more = ["--labels", "cell_type,donor", "--positions", "1,3", "--folds", 3]
+    events = [json.loads(line) for line in invoke("run", data, *options, *more, "--json").splitlines()]
+    assert {event["label"] for event in events if event["event"] == "probe"} == {"cell_type", "donor"}
+    assert "probes of cell_type,donor" in events[0]["analysis"]
+    table = pd.read_csv(tmp_path / "out" / "probes.csv")
+    assert set(table["readout"]) >= {"mean", "position 1", "position 3"}
+    assert (tmp_path / "out" / "probe.png").stat().st_size > 5000
+    assert "Macro-F1 of held-out cells" in invoke("run", data, *options, *more, "--text")
+
+
+def test_probe_needs_labels_and_places(data, model, tmp_path, capsys):
+    options = ["--model", f"geneformer:{model}", "--analysis", "probe", "-o", tmp_path / "out"]
+    assert "--analysis probe needs --labels" in failure(capsys, "run", data, *options)
+    line = failure(capsys, "run", data, *options, "--labels", "donor", "--positions", "first")
+    assert "--positions first must be places" in line
+    line = failure(capsys, "run", data, *options[:2], "--folds", 3, "-o", tmp_path / "out")
+    assert "--folds means nothing to --analysis rollout" in line
 
 
 def test_errors_are_one_line(cells, tmp_path, capsys):

@@ -20,8 +20,11 @@ from scfast.analyses import (
     LayerScores,
     MapCosines,
     RankProfile,
+    StateGram,
+    StateSums,
     Strata,
 )
+from scfast.analyses.state_sums import symmetric
 from tests.laws import assert_accumulator_laws
 from tests.toy import toy_adata, toy_source
 
@@ -33,6 +36,9 @@ OF_CELLS = torch.rand(ADATA.n_obs, 2, 3, generator=torch.Generator().manual_seed
 EACH = torch.rand(2, 3, TOKENS.n_tokens, generator=torch.Generator().manual_seed(6))  # [layers, heads, T]
 #: [cells, layers, heads, 3]: <P1, P2>, |P1|^2, |P2|^2
 PRODUCTS = torch.rand(ADATA.n_obs, 3, 2, 3, generator=torch.Generator().manual_seed(7)).double() + 0.5
+#: [cells, layers, readouts, width]; some cells lack the second readout
+STATES = torch.rand(ADATA.n_obs, 2, 2, 3, generator=torch.Generator().manual_seed(8)) - 0.3
+STATES[::4, :, 1] = torch.nan
 
 
 def cells(rows: Sequence[int]) -> Batch:
@@ -42,6 +48,7 @@ def cells(rows: Sequence[int]) -> Batch:
     where = [np.arange(starts[row], starts[row] + TOKENS.lengths[row]) for row in rows]
     kept = torch.from_numpy(np.concatenate([*where, np.empty(0, dtype=np.int64)]).astype(np.int64))
     observed = {"rollout": SCORES[:, kept], "each": EACH[..., kept], "of cells": OF_CELLS[rows]}
+    observed["token_states"] = STATES[rows]
     observed["map_shift"] = PRODUCTS[rows]
     return Batch(rows, TOKENS.select(rows), observed, ADATA.X[rows])
 
@@ -74,6 +81,9 @@ ACCUMULATORS = {
     "chosen pairs of layers": lambda: GenePairs(
         strata(replicates=True), ADATA.n_vars, np.array([5, 0]), np.array([7, 5, 39]), 3, "each"
     ),
+    "states": lambda: StateSums(strata(replicates=False), 4, 3),
+    "states over replicates": lambda: StateSums(strata(replicates=True), 4, 3),
+    "second moments": lambda: StateGram(strata(replicates=True), 4, 3),
     "heads of layers": lambda: LayerScores(strata(replicates=False), ADATA.n_vars, 6, name="each"),
 }
 
@@ -159,6 +169,39 @@ def test_merge_refuses_other_groups_and_genes():
 def test_a_profile_refuses_cells_that_are_too_long():
     with pytest.raises(ValueError, match="gene tokens; this profile has 20 ranks"):
         RankProfile(strata(replicates=False), 20, name="rollout").update(cells(range(ADATA.n_obs)))
+
+
+def test_second_moments_and_sums_of_states():
+    """Against the definition; a state that a cell lacks adds nothing."""
+    grams, sums = StateGram(strata(replicates=True), 4, 3), StateSums(strata(replicates=True), 4, 3)
+    for start in range(0, ADATA.n_obs, 5):
+        for each in (grams, sums):
+            each.update(cells(range(start, min(start + 5, ADATA.n_obs))))
+    stratum = grams.strata.of_row
+    states = np.nan_to_num(STATES.double().reshape(-1, 4, 3).numpy())
+    for number in range(grams.strata.n):
+        mine = states[stratum == number]
+        expected = np.einsum("cui,cuj->uij", mine, mine)
+        np.testing.assert_allclose(symmetric(grams.result()[number]), expected, rtol=1e-12, atol=1e-14)
+        np.testing.assert_allclose(sums.result().sum[number], mine.sum(0), rtol=1e-12, atol=1e-14)
+        held = ~np.isnan(STATES.reshape(-1, 4, 3).numpy()[stratum == number]).any(-1)
+        np.testing.assert_array_equal(sums.result().cells[number], held.sum(0))
+
+
+def test_second_moments_are_added_in_place():
+    """BLAS adds to the array itself, so that adding allocates nothing."""
+    grams = StateGram(strata(replicates=False), 4, 200)
+    batch = Batch(np.arange(2), TOKENS.select([0, 1]), {"token_states": torch.ones(2, 4, 200)})
+    additions = grams.additions(batch)
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        grams.add(additions)
+        grown = tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
+    assert np.tril(grams.sums["gram"][:, 0].sum(0)).sum() == 2 * 200 * 201 / 2
+    assert grown < 20_000 < 200 * 200 * 8
 
 
 def test_expression_needs_counts():

@@ -12,6 +12,7 @@ from scfast.analyses.group_scores import GroupScores
 from scfast.analyses.layer_scores import LayerScores
 from scfast.analyses.map_cosines import MapCosines
 from scfast.analyses.rank_profile import RankProfile
+from scfast.analyses.state_sums import StateGram, StateSums
 from scfast.analyses.strata import Strata
 
 __all__ = [
@@ -31,5 +32,7 @@ __all__ = [
     "RankProfile",
     "RowBlock",
     "RowWriter",
+    "StateGram",
+    "StateSums",
     "Strata",
 ]

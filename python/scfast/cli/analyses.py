@@ -83,11 +83,13 @@ def check_models(name: str, given: int) -> None:
 
 
 def check_needed(name: str, options: Options) -> None:
-    """Refuse a gradient without a target, and a matrix without genes."""
+    """Refuse a gradient without a target, a matrix without genes, and probes of nothing."""
     if name == "relevance" and options["target"] is None:
         raise ValueError("--analysis relevance needs --target class:NAME or gene:NAME")
     if name == "rollout_matrix" and options["genes"] is None:
         raise ValueError("--analysis rollout_matrix needs --genes, as A,B,C or a file of names")
+    if name == "probe" and not options["labels"]:
+        raise ValueError("--analysis probe needs --labels A,B, columns of obs")
 
 
 def run(
@@ -163,6 +165,10 @@ def _attention_shift(options: Options, model: AttentionSource) -> str:
 
 def _key_genes(options: Options, model: AttentionSource) -> str:
     return f"genes that receive most attention over all cells; ranks in {options['groups']}{_beside(options)}"
+
+
+def _probe(options: Options, model: AttentionSource) -> str:
+    return f"probes of {options['labels']} after each of {model.n_layers} layers, in {options['folds']} folds"
 
 
 _SCORED = {"table": ("genes", False), "groups": ("groups", True)}
@@ -241,6 +247,18 @@ ANALYSES = {
             "highlight": ("highlight", True),
         },
         "key_genes.png",
+    ),
+    "probe": Analysis(
+        frozenset({"labels", "positions", "genes", "gene_symbols", "replicate_key", "folds", "seed"}),
+        _probe,
+        lambda console, adata: tables.show_probes(console, adata.uns["probe"]),
+        {
+            "table": ("probes", False),
+            "classes": ("classes", False),
+            "tokens": ("tokens", False),
+            "transfer": ("transfer", False),
+        },
+        "probe.png",
     ),
     "embed": Analysis(frozenset(), lambda options, model: "one vector per cell"),
 }

@@ -47,7 +47,8 @@ from scfast.cli.console import Console, json_option
 )
 @click.option(
     "--genes",
-    help="rollout_matrix: genes that read; rank_profile: genes whose rank is marked; as A,B,C or a file of names.",
+    help="rollout_matrix: genes that read; rank_profile: whose rank is marked; probe: whose tokens are read; as A,B,C or"
+    " a file of names.",
 )
 @click.option(
     "--sources", help="rollout_matrix: genes that are read from, as A,B,C or a file of names.  [default: all]"
@@ -58,6 +59,9 @@ from scfast.cli.console import Console, json_option
 @click.option(
     "--equal-length", help="rank_profile: thin every cell to so many genes, or to the shortest cell's."
 )
+@click.option("--labels", help="probe: columns of obs to be read from the states, as A,B,C.")
+@click.option("--positions", help="probe: places in the encoding to read alone, from 1, as 1,5,20.")
+@click.option("--folds", default=5, show_default=True, help="probe: folds of cross-validation.")
 @click.option("--highlight", help="key_genes: a gene set to mark, as A,B,C or a file of names.")
 @click.option("--gene-symbols", help="Column of var with the names in --genes, --sources and --highlight.")
 @click.option("--replicate-key", help="Column of obs (donor, batch): errors are between replicates.")
@@ -101,6 +105,7 @@ def command(
       scfast run cells.h5ad --model geneformer:my_model --analysis key_genes --highlight p53.txt -o results
       scfast run cells.h5ad --model geneformer:my_model --analysis attention_norms -o results
       scfast run cells.h5ad --model geneformer:tuned --analysis relevance --target class:high -o results
+      scfast run cells.h5ad --model geneformer:my_model --analysis probe --labels cell_type,donor -o results
       scfast run cells.h5ad --model geneformer:my_model --analysis embed -o results
       scfast run cells.h5ad --model geneformer:my_model --device cuda:1 --memory 20GB -o results
       scfast run cells.h5ad --model geneformer:my_model -o results --dry-run
@@ -117,6 +122,8 @@ def command(
         "genes": parse_names(options["genes"]),
         "sources": parse_names(options["sources"]),
         "highlight": parse_names(options["highlight"]),
+        "labels": parse_names(options["labels"]),
+        "positions": parse_positions(options["positions"]),
         "equal_length": parse_length(options["equal_length"]),
     }
     if memory is not None:
@@ -207,6 +214,20 @@ def parse_names(text: str | None) -> list[str] | None:
 
         return io.read_vocabulary(text)
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def parse_positions(text: str | None) -> list[int]:
+    """The value of ``--positions``.
+
+    Examples
+    --------
+    >>> parse_positions("1, 5,20"), parse_positions(None)
+    ([1, 5, 20], [])
+    """
+    parts = [part.strip() for part in (text or "").split(",") if part.strip()]
+    if not all(part.isdecimal() for part in parts):
+        raise ValueError(f"--positions {text} must be places from 1, such as 1,5,20")
+    return [int(part) for part in parts]
 
 
 def parse_length(text: str | None) -> int | str | None:

@@ -76,6 +76,25 @@ def show_pairs(console: Console, results: Mapping[str, Any]) -> None:
         console.note(f"and {len(rows) - 4 * ROWS} more rows in gene_pairs.csv")
 
 
+def show_probes(console: Console, results: Mapping[str, pd.DataFrame]) -> None:
+    """The best layer of each label and readout, beside the last one, shuffled labels and chance."""
+    rows = []
+    for (label, readout), part in results["table"].groupby(["label", "readout"], observed=True, sort=False):
+        if part["f1"].isna().all():
+            continue
+        best, last = part.loc[part["f1"].idxmax()], part.iloc[-1]
+        layer = int(best["layer"])
+        values = {
+            "best": float(best["f1"]), "last": float(last["f1"]), "logistic": float(best["logistic"]),
+            "shuffled": float(best["control"]), "chance": float(best["chance"]),
+        }  # fmt: skip
+        rows.append([label, readout, layer, *(f"{x:.2f}" for x in values.values())])
+        console.event("probe", None, label=str(label), readout=str(readout), layer=layer, **values)
+    console.title("Macro-F1 of held-out cells")
+    header = ["label", "readout", "best layer", "F1", "last layer", "logistic", "shuffled", "chance"]
+    console.table(header, rows, left=2)
+
+
 def show_key_genes(console: Console, results: Mapping[str, pd.DataFrame]) -> None:
     """The genes that receive most attention, and what that may merely restate."""
     name = "symbol" if "symbol" in results["table"] else "gene"

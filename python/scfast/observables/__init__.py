@@ -13,6 +13,7 @@ from scfast.observables.relevance import GradientAttention, Relevance
 from scfast.observables.rollout import Rollout
 from scfast.observables.strongest_edges import StrongestEdges
 from scfast.observables.target import Target
+from scfast.observables.token_states import TokenStates
 
 __all__ = [
     "AttentionAttribution",
@@ -32,4 +33,5 @@ __all__ = [
     "Rollout",
     "StrongestEdges",
     "Target",
+    "TokenStates",
 ]

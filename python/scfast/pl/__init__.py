@@ -7,6 +7,7 @@ from scfast.pl.confusion import confusion
 from scfast.pl.enrich import enrich
 from scfast.pl.key_genes import key_genes
 from scfast.pl.prevalence import prevalence
+from scfast.pl.probe import probe
 from scfast.pl.rank_profile import rank_profile
 from scfast.pl.received import received
 from scfast.pl.relevance import relevance
@@ -21,6 +22,7 @@ __all__ = [
     "enrich",
     "key_genes",
     "prevalence",
+    "probe",
     "rank_profile",
     "received",
     "relevance",

@@ -9,6 +9,7 @@ from scfast.tl.finetune import finetune
 from scfast.tl.key_genes import key_genes
 from scfast.tl.pretrain import pretrain
 from scfast.tl.prevalence import prevalence
+from scfast.tl.probe import probe
 from scfast.tl.rank_profile import rank_profile
 from scfast.tl.received import received
 from scfast.tl.relevance import relevance
@@ -26,6 +27,7 @@ __all__ = [
     "key_genes",
     "pretrain",
     "prevalence",
+    "probe",
     "rank_profile",
     "received",
     "relevance",
