@@ -47,8 +47,8 @@ from scfast.cli.console import Console, json_option
 )
 @click.option(
     "--genes",
-    help="rollout_matrix: genes that read; rank_profile: whose rank is marked; probe: whose tokens are read; as A,B,C or"
-    " a file of names.",
+    help="rollout_matrix: genes that read; rank_profile: whose rank is marked; probe: whose tokens are read; as A,B,C"
+    " or a file of names.",
 )
 @click.option(
     "--sources", help="rollout_matrix: genes that are read from, as A,B,C or a file of names.  [default: all]"
