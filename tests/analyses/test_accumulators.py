@@ -17,6 +17,7 @@ from scfast.analyses import (
     GeneShares,
     GroupExpression,
     GroupScores,
+    LayerCosines,
     LayerScores,
     MapCosines,
     RankProfile,
@@ -81,6 +82,8 @@ ACCUMULATORS = {
     "chosen pairs of layers": lambda: GenePairs(
         strata(replicates=True), ADATA.n_vars, np.array([5, 0]), np.array([7, 5, 39]), 3, "each"
     ),
+    "cosines of layers": lambda: LayerCosines(strata(replicates=False), 2, "of cells"),
+    "cosines of layers over replicates": lambda: LayerCosines(strata(replicates=True), 2, "of cells"),
     "states": lambda: StateSums(strata(replicates=False), 4, 3),
     "states over replicates": lambda: StateSums(strata(replicates=True), 4, 3),
     "second moments": lambda: StateGram(strata(replicates=True), 4, 3),

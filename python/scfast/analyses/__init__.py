@@ -9,6 +9,7 @@ from scfast.analyses.gene_pairs import GenePairs
 from scfast.analyses.gene_shares import GeneShares
 from scfast.analyses.group_expression import GroupExpression
 from scfast.analyses.group_scores import GroupScores
+from scfast.analyses.layer_cosines import LayerCosines
 from scfast.analyses.layer_scores import LayerScores
 from scfast.analyses.map_cosines import MapCosines
 from scfast.analyses.rank_profile import RankProfile
@@ -27,6 +28,7 @@ __all__ = [
     "GeneShares",
     "GroupExpression",
     "GroupScores",
+    "LayerCosines",
     "LayerScores",
     "MapCosines",
     "RankProfile",

@@ -6,6 +6,7 @@ from scfast.pl.compare_de import compare_de
 from scfast.pl.confusion import confusion
 from scfast.pl.enrich import enrich
 from scfast.pl.key_genes import key_genes
+from scfast.pl.layer_map import layer_map
 from scfast.pl.prevalence import prevalence
 from scfast.pl.probe import probe
 from scfast.pl.rank_profile import rank_profile
@@ -21,6 +22,7 @@ __all__ = [
     "confusion",
     "enrich",
     "key_genes",
+    "layer_map",
     "prevalence",
     "probe",
     "rank_profile",

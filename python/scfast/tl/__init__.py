@@ -15,6 +15,7 @@ from scfast.tl.received import received
 from scfast.tl.relevance import relevance
 from scfast.tl.rollout import rollout
 from scfast.tl.rollout_matrix import rollout_matrix
+from scfast.tl.similarity import similarity
 from scfast.tl.strongest_edges import strongest_edges
 
 __all__ = [
@@ -33,5 +34,6 @@ __all__ = [
     "relevance",
     "rollout",
     "rollout_matrix",
+    "similarity",
     "strongest_edges",
 ]

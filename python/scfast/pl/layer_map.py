@@ -1,0 +1,110 @@
+"""How alike the layers of a model are, as a map."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scfast.pl._figure import INK, choose, figure_of, finish, make_panels, title
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+
+PANEL_SIZE = 3.3
+
+
+def layer_map(
+    adata: AnnData,
+    *,
+    key: str | Sequence[str] = "similarity",
+    groups: Sequence[str] | str | None = None,
+    ax: Axes | None = None,
+    show: bool | None = None,
+    save: str | Path | None = None,
+) -> Axes | list[Axes]:
+    """Cosine between layers of the readout vector: a panel per model and group, on one scale; blocks are framed.
+
+    Parameters
+    ----------
+    adata
+        After :func:`scfast.tl.similarity`.
+    key
+        Name of its results; several for several models.
+    groups
+        Which groups. Default: all.
+    ax
+        Draw into these axes; for one panel.
+    show
+        Show the figure. Default: where ``ax`` and ``save`` are not given and the backend is interactive.
+    save
+        File to write, such as ``"layers.png"``.
+
+    Returns
+    -------
+    matplotlib.axes.Axes or list of them
+        One for one panel, else a list, model by model.
+
+    Raises
+    ------
+    KeyError
+        When there are no such results or groups.
+    ValueError
+        When several panels should go into one ``ax``.
+
+    Examples
+    --------
+    >>> import scfast
+    >>> scfast.pl.layer_map(adata, key=["before", "after"])  # doctest: +SKIP
+    """
+    keys = [key] if isinstance(key, str) else list(key)
+    for name in keys:
+        if name not in adata.uns or "map" not in adata.uns[name]:
+            raise KeyError(
+                f"adata.uns has no similarities named {name!r}: run scfast.tl.similarity(..., key_added={name!r}) first"
+            )
+    panels = [
+        (name, group) for name in keys for group in choose(list(adata.uns[name]["groups"].index), groups)
+    ]
+    if ax is not None and len(panels) > 1:
+        raise ValueError(f"one ax takes one map, and there are {len(panels)}: name one key and group")
+    maps = []
+    for name, group in panels:
+        place = list(adata.uns[name]["groups"].index).index(group)
+        maps.append(np.asarray(adata.uns[name]["map"])[place])
+    lowest = min(0.99, *(float(np.nanmin(each)) for each in maps if np.isfinite(each).any()), 0.99)
+
+    axes = [ax] if ax is not None else make_panels(len(panels), PANEL_SIZE, PANEL_SIZE)
+    for panel, (name, group), values in zip(axes, panels, maps, strict=True):
+        image = panel.imshow(values, vmin=lowest, vmax=1.0, cmap="viridis", origin="lower")
+        table = adata.uns[name]["table"]
+        _frames(panel, table.loc[(table["group"] == group).to_numpy(), "block"].to_numpy())
+        about = adata.uns[name]["groups"].loc[group]
+        heading = group if len(keys) == 1 else f"{name}: {group}" if group != "all" else name
+        clear = f"  ·  silhouette {about['silhouette']:.2f}" if np.isfinite(about["silhouette"]) else ""
+        title(panel, heading, f"{int(about['cells']):,} cells  ·  {int(about['blocks'])} blocks{clear}")
+        panel.set_xlabel("layer (0: embeddings)", fontsize=8.5)
+        panel.set_ylabel("layer", fontsize=8.5)
+        panel.tick_params(labelsize=8, length=3, width=0.7)
+        panel.locator_params(integer=True, nbins=8)
+    bar = figure_of(axes[0]).colorbar(image, ax=axes, shrink=0.8, pad=0.02)
+    bar.set_label("mean cosine", fontsize=8.5)
+    bar.ax.tick_params(labelsize=8)
+    finish(axes[0], ax is None, show, save)
+    return axes[0] if len(axes) == 1 else axes
+
+
+def _frames(panel: Axes, of_layer: np.ndarray) -> None:
+    """A frame around each block."""
+    from matplotlib.patches import Rectangle
+
+    for block in np.unique(of_layer[of_layer >= 0]):
+        there = np.flatnonzero(of_layer == block)
+        corner = (there[0] - 0.5, there[0] - 0.5)
+        panel.add_patch(
+            Rectangle(corner, len(there), len(there), fill=False, edgecolor="white", linewidth=2.6)
+        )
+        panel.add_patch(Rectangle(corner, len(there), len(there), fill=False, edgecolor=INK, linewidth=1.2))
