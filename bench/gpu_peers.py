@@ -22,6 +22,9 @@ OURS = "scfast"
 #: scfast's forward with the column sums of every head taken along.
 OURS_RECEIVED = "scfast, with received"
 FLEX = "FlexAttention"
+#: Entries of a row.
+STRONGEST = 16
+#: Ops that torch has nothing for: its forward pass is timed beside them.
 
 Answer = dict[str, torch.Tensor]
 Contender = Callable[["Inputs"], Answer]
@@ -91,6 +94,21 @@ def backward(x: Inputs) -> Answer:
     saved = x.saved[OURS]
     given = (x.tensors[name] for name in ("d_out", "q", "k", "v"))
     return ops.attention_backward(*given, saved["out"], saved["lse"], x.packing)._asdict()
+
+
+def matmul(x: Inputs) -> Answer:
+    columns = x.tensors["v"].flatten(1)[:, :HEAD_DIM].float()
+    return {"product": ops.attention_matmul(x.tensors["q"], x.tensors["k"], x.packing, columns)}
+
+
+def compare(x: Inputs) -> Answer:
+    """Against a second model whose queries and keys are d_out and v."""
+    tensors = (x.tensors[name] for name in ("q", "k", "d_out", "v"))
+    return ops.attention_compare(*tensors, x.packing)._asdict()
+
+
+def topk(x: Inputs) -> Answer:
+    return {"values": ops.attention_topk(x.tensors["q"], x.tensors["k"], x.packing, STRONGEST).values}
 
 
 # torch
@@ -170,6 +188,14 @@ def kernels(dry: bool) -> dict[str, Attend]:
     }
 
 
+#: Ops that torch has nothing for: its forward pass is timed beside them.
+ALONE: dict[str, Contender] = {
+    "attention_matmul": matmul,
+    "attention_compare": compare,
+    "attention_topk": topk,
+}
+
+
 def contenders(op: str, dry: bool) -> dict[str, Contender]:
     """Everything that is timed for an op, ours first; names of forward passes alone end in "forward"."""
     torch_s = kernels(dry)
@@ -187,6 +213,8 @@ def contenders(op: str, dry: bool) -> dict[str, Contender]:
             for name, attend in torch_s.items()
         }
         return {OURS: forward, OURS_RECEIVED: partial(forward, received=True), **forwards, **tricks}
+    if op in ALONE:
+        return {OURS: ALONE[op], **forwards}
     backwards = {
         f"{name} backward": partial(torch_backward, name, attend) for name, attend in torch_s.items()
     }
@@ -202,4 +230,13 @@ def exact(op: str, x: Inputs) -> Answer:
         return {"sums": sums[0, 0]}
     if op == "attention_forward":
         return reference.attention_forward(given["q"], given["k"], given["v"], packing)
+    if op == "attention_matmul":
+        columns = given["v"].flatten(1)[:, :HEAD_DIM]
+        return {"product": reference.attention_matmul(given["q"], given["k"], packing, columns)}
+    if op == "attention_compare":
+        products = reference.attention_compare(*(given[name] for name in ("q", "k", "d_out", "v")), packing)
+        return dict(zip(("dot", "square1", "square2"), products, strict=True))
+    if op == "attention_topk":
+        values, _ = reference.attention_topk(given["q"], given["k"], packing, STRONGEST)
+        return {"values": values[:, 0]}
     return reference.attention_backward(given["d_out"], given["q"], given["k"], given["v"], packing)

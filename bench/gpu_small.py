@@ -25,6 +25,10 @@ def run(dtype: torch.dtype, causal: bool) -> None:
     for heads in ("mean", "max", "none"):
         ops.attention_colsum(q, k, packing, heads=heads, causal=causal)
         ops.attention_rowstats(q, k, packing, heads=heads, causal=causal)
+        ops.attention_topk(q, k, packing, 70, heads=heads, causal=causal)
+    for heads in ("mean", "none"):
+        ops.attention_matmul(q, k, packing, v.flatten(1).float(), heads=heads, causal=causal)
+    ops.attention_compare(q, k, d_out, v, packing, causal=causal)
     torch.cuda.synchronize()
 
 

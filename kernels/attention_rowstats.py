@@ -82,14 +82,14 @@ ROWSTATS = {"INIT": rowstats_init, "TILE": rowstats_tile, "DONE": rowstats_done}
 
 @triton.jit
 def add_rows(row_sum, total, cu_seqlens_q, outs, BLOCK: tl.constexpr):
-    """Row sums [Tq, Hout] of each cell added up in float64: total [B, Hout] float32. Grid (cells, Hout)."""
+    """Rows [Tq, Hout] of each cell added up in float64: total [B, Hout], float32 or float64. Grid (cells, Hout)."""
     cell, out = tl.program_id(0), tl.program_id(1)
     first, end = tl.load(cu_seqlens_q + cell), tl.load(cu_seqlens_q + cell + 1)
     sums = tl.zeros([BLOCK], tl.float64)
     for start in range(first, end, BLOCK):
         row = start + tl.arange(0, BLOCK)
         sums += tl.load(row_sum + row.to(tl.int64) * outs + out, mask=row < end, other=0.0).to(tl.float64)
-    tl.store(total + cell * outs + out, tl.sum(sums, 0).to(tl.float32))
+    tl.store(total + cell * outs + out, tl.sum(sums, 0))
 
 
 def sum_rows(batch: Batch, weights: Any, row_sum: Any) -> None:

@@ -28,6 +28,21 @@ SHARED = {80: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 #: Instructions of the inner loop of column sums for an element of the map, on sm_90: two multiply-adds, an
 #: exponential, and what loading queries, shifts and weights adds.
 COLSUM_INSTRUCTIONS = 5.5
+#: The same of comparisons, for an element of both maps: two exponentials, eight additions and products, a mask, loads.
+COMPARE_INSTRUCTIONS = 19.0
+
+
+#: Epilogues of products, comparisons and strongest keys.
+REDUCTIONS = {"matmul_tile", "compare_tile", "topk_tile"}
+
+
+def call_reductions(dtype: torch.dtype, dim: int) -> None:
+    packing = Packing.from_lengths([64, 48])
+    q, k = torch.zeros(2, 112, 4, dim, dtype=dtype).unbind(0)
+    on: dict[str, Any] = {"backend": "triton"}
+    ops.attention_matmul(q, k, packing, torch.zeros(112, 64), **on)
+    ops.attention_compare(q, k, q, k, packing, **on)
+    ops.attention_topk(q, k, packing, 64, **on)
 
 
 def call_every_op(dtype: torch.dtype, dim: int) -> None:
@@ -42,6 +57,7 @@ def call_every_op(dtype: torch.dtype, dim: int) -> None:
     for heads in ("mean", "none"):
         ops.attention_rowstats(q, k, packing, heads=heads, **on)
     ops.attention_backward(v, q, k, v, v, torch.zeros(112, 4), packing, **on)
+    call_reductions(dtype, dim)
 
 
 def compile_every_op(capability: int, dtype: torch.dtype, dim: int) -> list[Kernel]:
@@ -67,6 +83,7 @@ def test_kernels_compile_without_spills_and_atomics(target: Target, compiled: An
     capability, dtype, _ = target
     kernels = compiled[target].result()
     epilogues = {"softmax_tile", "one_tile", "many_tile", "rowstats_tile", "queries_tile", "keys_tile"}
+    epilogues |= REDUCTIONS
     assert epilogues | {"weigh_rows", "add_heads", "add_rows"} == {kernel.epilogue for kernel in kernels}
     for kernel in kernels:
         what = f"{kernel.epilogue} {kernel.launch} {kernel.tile}"
@@ -86,6 +103,18 @@ def test_every_tile_row_is_compiled(compiled: Any) -> None:
     taken = [next(row for row in tiles.rows() if tiles.fits(row, *launch)) for launch in launches]
     for row in tiles.rows():
         assert row in taken or row["gpus"] == ["interpreter"], f"no test compiles {row}"
+
+
+def test_instructions_of_comparisons() -> None:
+    with compiling_for(90) as kernels:
+        q, k = torch.zeros(2, 112, 4, 64, dtype=torch.bfloat16).unbind(0)
+        ops.attention_compare(q, k, q, k, Packing.from_lengths([64, 48]), backend="triton")
+    (kernel,) = (kernel for kernel in kernels if kernel.epilogue == "compare_tile")
+    elements = kernel.tile.queries * kernel.tile.keys / (32 * kernel.tile.warps)
+    unmasked, _ = (
+        loop for loop in kernel.loops() if sum("MUFU.EX2" in line for line in loop) >= 2 * elements
+    )
+    assert len(unmasked) / elements <= COMPARE_INSTRUCTIONS
 
 
 def test_instructions_of_column_sums() -> None:
@@ -108,6 +137,9 @@ def test_score_options_compile(options: dict[str, Any]) -> None:
     with compiling_for(90) as kernels:
         ops.attention_forward(q, k[:, :2], v[:, :2], packing, received=True, **on)
         ops.attention_backward(v, q, k[:, :2], v[:, :2], v, torch.zeros(112, 4), packing, **on)
-    assert {"softmax_tile", "one_tile", "queries_tile", "keys_tile"} == {
+        ops.attention_matmul(q, k[:, :2], packing, torch.zeros(112, 5), **on)
+        ops.attention_compare(q, k[:, :2], v, k[:, :2], packing, **on)
+        ops.attention_topk(q, k[:, :2], packing, 70, heads="max", **on)
+    assert REDUCTIONS | {"softmax_tile", "one_tile", "queries_tile", "keys_tile", "add_rows"} == {
         kernel.epilogue for kernel in kernels
     }

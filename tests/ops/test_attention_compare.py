@@ -269,7 +269,7 @@ def call(**changed: Any) -> MapProducts:
         ({"softcap": (None, -1.0)}, ValueError, "softcap must be a positive number or None, got -1.0"),
         ({"key_bias": (None, torch.zeros(8))}, ValueError, r"key_bias must have shape \(9,\) or \(9, 4\)"),
         ({"backend": "gpu"}, ValueError, "backend='gpu' is unknown"),
-        ({"backend": "triton"}, RuntimeError, "triton: attention_compare has no Triton kernel"),
+        ({"backend": "triton"}, RuntimeError, "triton: q1 is on cpu, not on a GPU; k1 is on cpu"),
     ],
 )
 def test_refused_by_name(changed: dict[str, Any], kind: type[Exception], text: str) -> None:

@@ -239,7 +239,7 @@ def test_strided_inputs_give_the_bits_of_contiguous_ones(isa: str) -> None:
         ({"head_weights": torch.ones(2)}, ValueError, r"head_weights must have shape \(4,\), got \(2,\)"),
         ({"q": torch.zeros(8, 4, 8)}, ValueError, "q has 8 tokens, but the packing's cells add up to 9"),
         ({"scale": float("nan")}, ValueError, "scale must be finite, got nan"),
-        ({"backend": "triton"}, RuntimeError, "triton: attention_topk has no Triton kernel"),
+        ({"backend": "triton"}, RuntimeError, "triton: q is on cpu, not on a GPU; k is on cpu"),
     ],
 )
 def test_refused_by_name(changed: dict[str, Any], kind: type[Exception], text: str) -> None:

@@ -101,8 +101,7 @@ def test_bad_input(options, error, message):
     assert_same(adata, before)
 
 
-def test_geneformer_by_its_folder(cells, folders, monkeypatch):
-    monkeypatch.setattr("scfast.tl._inputs.default_device", lambda: "meta")  # a GPU would be of no use
+def test_geneformer_by_its_folder(cells, folders):
     adata = cells.copy()
     edges = run(adata, f"geneformer:{folders['v2']}", 10)["edges"]
     assert (edges.groupby("cell").size() == 10).all()

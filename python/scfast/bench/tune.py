@@ -57,6 +57,19 @@ def _rowstats(x: Inputs, backend: str) -> Answer:
     return tuple(ops.attention_rowstats(x.q, x.k, x.packing, heads="mean", backend=backend))
 
 
+def _matmul(x: Inputs, backend: str) -> Answer:
+    columns = x.v.flatten(1)[:, :64].contiguous()
+    return (ops.attention_matmul(x.q, x.k, x.packing, columns, backend=backend),)
+
+
+def _compare(x: Inputs, backend: str) -> Answer:
+    return tuple(ops.attention_compare(x.q, x.k, x.d_out, x.v, x.packing, backend=backend))
+
+
+def _topk(x: Inputs, backend: str) -> Answer:
+    return (ops.attention_topk(x.q, x.k, x.packing, 16, backend=backend).values,)
+
+
 def _backward(x: Inputs, backend: str) -> Answer:
     return tuple(ops.attention_backward(x.d_out, x.q, x.k, x.v, x.out, x.lse, x.packing, backend=backend))
 
@@ -70,6 +83,9 @@ VISITS: dict[str, Callable[[Inputs, str], Answer]] = {
     "fused rows": _rowstats,
     "fused keys": partial(_colsum, heads="max"),
     "fused keys many": partial(_colsum, heads="max", many=True),
+    "matmul": _matmul,
+    "compare": _compare,
+    "topk": _topk,
     "backward rows": _backward,
     "backward keys": _backward,
 }

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from scfast.kernels.batch import Batch
 
 #: Ops that have a kernel.
-OPS = ("attention_forward", "attention_backward", "attention_colsum", "attention_rowstats")
+OPS = (
+    "attention_forward", "attention_backward", "attention_colsum", "attention_rowstats", "attention_matmul",
+    "attention_compare", "attention_topk",
+)  # fmt: skip
 INSTALLED = importlib.util.find_spec("triton") is not None
 #: Triton runs kernels on the CPU, element by element: for tests.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -39,13 +42,13 @@ def unsupported(op: str, **tensors: torch.Tensor) -> list[str]:
     """Reasons why the Triton kernels cannot take these tensors; empty when they can."""
     if op not in OPS:
         return [f"{op} has no Triton kernel"]
-    device = "cpu" if INTERPRETED else "cuda"
+    device, first = "cpu" if INTERPRETED else "cuda", next(iter(tensors.values()))
     reasons = [
         f"{name} is on {x.device}, not on a GPU" for name, x in tensors.items() if x.device.type != device
     ]
     if not INSTALLED:
         reasons.append("triton is not installed: pip install scfast[gpu]")
-    elif not reasons and not INTERPRETED and torch.cuda.get_device_capability(tensors["q"].device) < (8, 0):
+    elif not reasons and not INTERPRETED and torch.cuda.get_device_capability(first.device) < (8, 0):
         reasons.append("the GPU is older than compute capability 8.0")
     return reasons
 
@@ -59,7 +62,12 @@ def launch(op: str, q: torch.Tensor, k: torch.Tensor, packing_and_score: Sequenc
     """Run the kernels of ``op`` on the device of ``q``; ``args`` are what follows the batch there."""
     kernel = importlib.import_module(f"scfast.kernels.{op}")
     with torch.cuda.device(q.device) if q.is_cuda else nullcontext():
-        kernel.launch(_batch(_cpu.dense_rows(q), _cpu.dense_rows(k), *packing_and_score), *args)
+        kernel.launch(batch(q, k, packing_and_score), *args)
+
+
+def batch(q: torch.Tensor, k: torch.Tensor, packing_and_score: Sequence[Any]) -> Batch:
+    """What launches are told of packed cells: for a second model, which :func:`launch` knows nothing of."""
+    return _batch(_cpu.dense_rows(q), _cpu.dense_rows(k), *packing_and_score)
 
 
 def fusion(

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from scfast import _kernels, reference
-from scfast.ops import _cpu
+from scfast.ops import _cpu, _triton
 from scfast.ops._checks import check_qk, check_score
 from scfast.ops._dispatch import choose
 from scfast.ops._library import LIBRARY, PACKING, SCORE
@@ -104,7 +104,8 @@ def attention_compare(
         return MapProducts(
             *reference.attention_compare(q1, k1, q2, k2, packing, options1=options1, options2=options2)
         )
-    sums = torch.ops.scfast.attention_compare(
+    run = _triton.runner("attention_compare", chosen, q1, _triton_impl)
+    sums = run(
         q1, k1, q2, k2, packing.cu_seqlens_q, packing.cu_seqlens_k, packing.work, packing.causal_offset,
         *scores1, *scores2,
     )  # fmt: skip
@@ -140,6 +141,21 @@ def _cpu_impl(
     return sums
 
 
+def _triton_impl(
+    q1: torch.Tensor, k1: torch.Tensor, q2: torch.Tensor, k2: torch.Tensor, *rest: Any
+) -> torch.Tensor:
+    packing = rest[:4]
+    one, two = (q1, k1, (*packing, *rest[4:8])), (q2, k2, (*packing, *rest[8:]))
+    causal_first = rest[7] and not rest[11]  # the kernel goes as far as its first model sees
+    if causal_first:
+        one, two = two, one
+    n_cells, n_heads = packing[0].shape[0] - 1, q1.shape[1]
+    sums = q1.new_empty((n_cells, 3, n_heads), dtype=torch.float64)
+    rows = q1.new_empty((q1.shape[0], 3, n_heads), dtype=torch.float32)
+    _triton.launch("attention_compare", *one, _triton.batch(*two), rows, sums)
+    return sums[:, [0, 2, 1] if causal_first else [0, 1, 2]].movedim(1, 0).contiguous()
+
+
 def _allocate(q1: torch.Tensor, cu_seqlens_q: torch.Tensor) -> torch.Tensor:
     return q1.new_empty((3, cu_seqlens_q.shape[0] - 1, q1.shape[1]), dtype=torch.float64)
 
@@ -156,4 +172,5 @@ def _fake(
 
 
 LIBRARY.impl("attention_compare", _cpu_impl, "CPU")
+LIBRARY.impl("attention_compare", _triton_impl, "CUDA")
 torch.library.register_fake("scfast::attention_compare", _fake, lib=LIBRARY)

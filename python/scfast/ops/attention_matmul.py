@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from scfast import _kernels, reference
-from scfast.ops import _cpu
+from scfast.ops import _cpu, _triton
 from scfast.ops._checks import check_heads, check_linear, check_qk, check_score, check_x
 from scfast.ops._dispatch import choose
 from scfast.ops._library import LIBRARY, PACKING, SCORE
@@ -80,15 +80,18 @@ def attention_matmul(
     check_linear("attention_matmul", heads)
     factors = check_heads(q, heads, head_weights)
     x = check_x(x, q, packing)
-    if choose("attention_matmul", backend, q=q, k=k) == "reference":
+    chosen = choose("attention_matmul", backend, q=q, k=k)
+    if chosen == "reference":
         return reference.attention_matmul(
             q, k, packing, x, heads=heads, head_weights=factors,
             scale=scale, softcap=softcap, key_bias=bias, causal=causal,
         ).float()  # fmt: skip
-    return torch.ops.scfast.attention_matmul(
+    run = _triton.runner("attention_matmul", chosen, q, _triton_impl)
+    out: torch.Tensor = run(
         q, k, packing.cu_seqlens_q, packing.cu_seqlens_k, packing.work, packing.causal_offset,
         bias, scale, cap, causal, x, heads, factors,
     )  # fmt: skip
+    return out
 
 
 def _cpu_impl(q: torch.Tensor, k: torch.Tensor, *rest: Any) -> torch.Tensor:
@@ -99,6 +102,17 @@ def _cpu_impl(q: torch.Tensor, k: torch.Tensor, *rest: Any) -> torch.Tensor:
     _kernels.attention_matmul(
         _cpu.geometry(q, k, *packing_and_score),
         _cpu.pointer(x), x.shape[1], fusion, _cpu.pointer(factors), _cpu.pointer(out),
+    )  # fmt: skip
+    return out
+
+
+def _triton_impl(q: torch.Tensor, k: torch.Tensor, *rest: Any) -> torch.Tensor:
+    *packing_and_score, x, heads, head_weights = rest
+    out = _allocate(q, x, heads)
+    _, factors = _triton.fusion(q, heads, head_weights)
+    _triton.launch(
+        "attention_matmul", q, k, packing_and_score,
+        x.to(torch.float32).contiguous(), factors, out if heads == "none" else out.unsqueeze(1),
     )  # fmt: skip
     return out
 
@@ -114,4 +128,5 @@ def _fake(q: torch.Tensor, k: torch.Tensor, *rest: Any) -> torch.Tensor:
 
 
 LIBRARY.impl("attention_matmul", _cpu_impl, "CPU")
+LIBRARY.impl("attention_matmul", _triton_impl, "CUDA")
 torch.library.register_fake("scfast::attention_matmul", _fake, lib=LIBRARY)

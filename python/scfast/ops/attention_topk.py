@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from scfast import _kernels, reference
-from scfast.ops import _cpu
+from scfast.ops import _cpu, _triton
 from scfast.ops._checks import check_heads, check_qk, check_score
 from scfast.ops._dispatch import choose
 from scfast.ops._library import LIBRARY, PACKING, SCORE
@@ -95,7 +95,8 @@ def attention_topk(
         )  # fmt: skip
         values = exact.float()
     else:
-        values, keys = torch.ops.scfast.attention_topk(
+        run = _triton.runner("attention_topk", chosen, q, _triton_impl)
+        values, keys = run(
             q, k, packing.cu_seqlens_q, packing.cu_seqlens_k, packing.work, packing.causal_offset,
             bias, scale, cap, causal, n, heads, factors,
         )  # fmt: skip
@@ -114,6 +115,14 @@ def _cpu_impl(q: torch.Tensor, k: torch.Tensor, *rest: Any) -> tuple[torch.Tenso
     return values, keys
 
 
+def _triton_impl(q: torch.Tensor, k: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    *packing_and_score, n, heads, head_weights = rest
+    values, keys = _allocate(q, n, heads)
+    fusion, factors = _triton.fusion(q, heads, head_weights)
+    _triton.launch("attention_topk", q, k, packing_and_score, fusion, factors, values, keys)
+    return values, keys
+
+
 def _allocate(q: torch.Tensor, n: int, heads: str) -> tuple[torch.Tensor, torch.Tensor]:
     shape = (q.shape[0], q.shape[1] if heads == "none" else 1, n)
     return q.new_empty(shape, dtype=torch.float32), q.new_empty(shape, dtype=torch.int64)
@@ -125,4 +134,5 @@ def _fake(q: torch.Tensor, k: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, t
 
 
 LIBRARY.impl("attention_topk", _cpu_impl, "CPU")
+LIBRARY.impl("attention_topk", _triton_impl, "CUDA")
 torch.library.register_fake("scfast::attention_topk", _fake, lib=LIBRARY)

@@ -31,13 +31,10 @@ def check_share(name: str, value: float) -> None:
         raise ValueError(f"{name} must lie between 0 and 1; got {value}")
 
 
-def get_source(
-    model: AttentionSource | str, device: str | torch.device | None = None, *, default: str | None = None
-) -> AttentionSource:
+def get_source(model: AttentionSource | str, device: str | torch.device | None = None) -> AttentionSource:
     """The model itself, or the one that ``"geneformer:FOLDER"`` names, on the device that was asked for.
 
-    Without a device a model stays where it is, and one that is loaded here goes to ``default``, or to the GPU where
-    there is one.
+    Without a device a model stays where it is, and one that is loaded here goes to the GPU where there is one.
     """
     where = None if device is None else resolve_device(device)
     if isinstance(model, AttentionSource):
@@ -47,7 +44,7 @@ def get_source(
             f"model={model!r} is not a model: pass one from scfast.models.load, or 'geneformer:FOLDER'"
         )
     name, folder = model.split(":", 1)
-    return models.load(name, Path(folder).expanduser()).to(where or default or default_device())
+    return models.load(name, Path(folder).expanduser()).to(default_device() if where is None else where)
 
 
 def get_counts(adata: AnnData, counts_layer: str | None) -> Counts:

@@ -63,8 +63,8 @@ def attention_shift(
     key_added
         Name of the results; what is there under that name is replaced.
     device
-        Default: where the models are; those that are named by their folders run on the CPU, the only place so far for
-        which ``attention_compare`` has kernels.
+        ``"cuda"``, ``"cuda:N"`` or ``"cpu"``. Default: where the models are; those that are named by their folders
+        run on the GPU where there is one.
     memory
         What the run may use beyond what is loaded, such as ``"2GB"``; on a GPU, of its memory. Default: 2 GB, on a
         GPU all that is free there. A batch that does not fit after all is run in halves.
@@ -118,7 +118,7 @@ def attention_shift(
     how = Conditions(memory, backend, progress)
     counts = get_counts(adata, counts_layer)
     groups = get_groups(adata, groupby, replicate_key)
-    pair = ModelPair(*(get_source(model, device, default="cpu") for model in (model_a, model_b)))
+    pair = ModelPair(get_source(model_a, device), get_source(model_b, device))
     found = survey(pair, counts)
     rows = get_rows(found, pair, adata.var)
     _check_groups(groups, rows, groupby)

@@ -57,8 +57,8 @@ def strongest_edges(
     key_added
         Name of the results; what is there under that name is replaced.
     device
-        Default: where ``model`` is; one that is named by its folder runs on the CPU, the only place so far for which
-        ``attention_topk`` has kernels.
+        ``"cuda"``, ``"cuda:N"`` or ``"cpu"``. Default: where ``model`` is; one that is named by its folder runs on
+        the GPU where there is one.
     memory
         What the run may use beyond what is loaded, such as ``"2GB"``; on a GPU, of its memory. Default: 2 GB, on
         a GPU all that is free there. A batch that does not fit after all is run in halves.
@@ -100,7 +100,7 @@ def strongest_edges(
     check_options(key_added)
     how = Conditions(memory, backend, progress)
     counts = get_counts(adata, counts_layer)
-    source = get_source(model, device, default="cpu")
+    source = get_source(model, device)
     if not -source.n_layers <= layer < source.n_layers:
         raise ValueError(f"layer={layer} does not exist: {source.name} has layers 0 to {source.n_layers - 1}")
     found = survey(source, counts)
