@@ -1,4 +1,4 @@
-"""Gradients of attention maps by autograd, on eager float64 models that hold their maps."""
+"""Gradients of attention maps by autograd, on eager models that hold their maps."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ import transformers
 
 
 def maps_and_gradients(
-    model: transformers.PreTrainedModel, target: Callable[[Any], torch.Tensor], **inputs: torch.Tensor
+    model: transformers.PreTrainedModel,
+    target: Callable[[Any], torch.Tensor],
+    dtype: torch.dtype = torch.float64,
+    **inputs: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Maps and the target's gradients with respect to them, float64 [N, B, H, L, L]."""
+    """Maps and the target's gradients with respect to them, [N, B, H, L, L]; in float32 the yardstick of the rule."""
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")
-    output = model.double()(**inputs, output_attentions=True)
+    output = model.to(dtype)(**inputs, output_attentions=True)
     gradients = torch.autograd.grad(target(output).sum(), output.attentions)
     model.float().set_attn_implementation(before)
     return torch.stack([p.detach() for p in output.attentions]), torch.stack(gradients)

@@ -1,8 +1,11 @@
-"""Random layers with projection and norms, and the vectors F_ij that their attention adds up, in float64."""
+"""Random layers with projection and norms, and the vectors F_ij that their attention adds up.
+
+In float64; in float32 by plain torch, the yardstick of the error rule.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +14,7 @@ import scfast
 from scfast.attention import LayerAttention, LayerNorm, LayerParts, Recorder, ScoreOptions
 from scfast.observables import Observable
 from scfast.reference._maps import prob_maps
+from tests.ops.helpers import Case, plain_maps
 
 D_MODEL = 24
 
@@ -62,12 +66,16 @@ def run(
 
 @dataclass
 class CellVectors:
-    """Of one cell in float64: maps [H, n, n], f [H, n, d], F [n, n, d] without and with residual and norms."""
+    """Of one cell: maps [H, n, n], f [H, n, d], F [n, n, d] without and with residual and norms.
+
+    ``sizes`` [n, n] are the norms of F's terms, added up: what its norms would be if nothing cancelled.
+    """
 
     maps: torch.Tensor
     transformed: torch.Tensor
     mixed: torch.Tensor
     whole: torch.Tensor
+    sizes: torch.Tensor
 
     @property
     def norms(self) -> torch.Tensor:
@@ -82,19 +90,22 @@ class CellVectors:
         return others / (others + self.whole[i, i].norm(dim=-1))
 
 
-def materialised(layer: Layer, kind: str) -> list[CellVectors]:
-    """Every F_ij of every cell, from the definitions."""
+def materialised(layer: Layer, kind: str, dtype: torch.dtype = torch.float64) -> list[CellVectors]:
+    """Every F_ij of every cell, from the definitions, in float64 or by plain torch in float32."""
     a = layer.attention
     assert a.parts is not None
     assert a.v is not None
     assert a.hidden_in is not None
     n_heads = a.q.shape[1]
-    v = a.v.double().repeat_interleave(n_heads // a.v.shape[1], dim=1)
-    weights = a.parts.projection.double().T.reshape(n_heads, -1, D_MODEL)
+    v = a.v.to(dtype).repeat_interleave(n_heads // a.v.shape[1], dim=1)
+    weights = a.parts.projection.to(dtype).T.reshape(n_heads, -1, D_MODEL)
     transformed = torch.einsum("jhd,hde->hje", v, weights)  # [H, T, d]
     cells = []
+    options = a.options.kwargs()
     for (maps, _), rows in zip(
-        prob_maps(a.q, a.k, a.packing, **a.options.kwargs()),
+        prob_maps(a.q, a.k, a.packing, **options)
+        if dtype == torch.float64
+        else plain_maps(Case(a.q, a.k, a.v, a.packing, options)),
         a.packing.split_q(torch.arange(a.packing.total_q)),
         strict=True,
     ):
@@ -103,17 +114,27 @@ def materialised(layer: Layer, kind: str) -> list[CellVectors]:
         whole = mixed.clone()
         i = torch.arange(len(rows))
         if kind != "attn-n":
-            whole[i, i] += a.hidden_in[rows].double()
+            whole[i, i] += a.hidden_in[rows].to(dtype)
+        terms, residual = f, a.hidden_in[rows].to(dtype)
+        scale = torch.ones(len(rows), dtype=dtype)
         for norm in {"attnresln-n": ["attention"], "enc-n": ["attention", "output"]}.get(kind, []):
             its = a.parts.attention_norm if norm == "attention" else a.parts.output_norm
             assert its.weight is not None
-            entering = layer.norm_inputs[norm][rows].double()
+            entering = layer.norm_inputs[norm][rows].to(dtype)
             sigma = ((entering - entering.mean(-1, keepdim=True)).square().mean(-1) + its.eps).sqrt()
 
-            def apply(x: torch.Tensor, its: LayerNorm = its, sigma: torch.Tensor = sigma) -> torch.Tensor:
-                assert its.weight is not None
-                return (x - x.mean(-1, keepdim=True)) * its.weight.double() / sigma[:, None, None]
+            def centred(x: torch.Tensor, weight: torch.Tensor = its.weight) -> torch.Tensor:
+                return (x - x.mean(-1, keepdim=True)) * weight.to(dtype)
 
-            mixed, whole = apply(mixed), apply(whole)
-        cells.append(CellVectors(maps, f, mixed, whole))
+            mixed, whole = (centred(x) / sigma[:, None, None] for x in (mixed, whole))
+            terms, residual, scale = centred(terms), centred(residual), scale / sigma
+        sizes = torch.einsum("hij,hj->ij", maps, terms.norm(dim=-1))
+        if kind != "attn-n":
+            sizes[i, i] += residual.norm(dim=-1)
+        cells.append(CellVectors(maps, f, mixed, whole, sizes * scale[:, None]))
     return cells
+
+
+def both(layer: Layer, kind: str) -> Iterator[tuple[CellVectors, CellVectors]]:
+    """Every cell in float64, and by plain torch in float32."""
+    return zip(materialised(layer, kind), materialised(layer, kind, torch.float32), strict=True)

@@ -11,7 +11,8 @@ from torch.testing import assert_close
 from scfast.observables import AttentionNorms
 from scfast.observables.vectors import KINDS
 from tests.observables.golden_bert import CLOSE, GoldenBert
-from tests.observables.norm_maps import materialised, random_layer, run
+from tests.observables.norm_maps import both, random_layer, run
+from tests.ops.helpers import assert_by_rule
 
 LENGTHS = (7, 0, 1, 33)
 OPTIONS = [
@@ -28,12 +29,12 @@ def test_sums_over_queries(options: dict[str, object], backend: str) -> None:
     rec = run(layers, AttentionNorms(KINDS), AttentionNorms(per_head=True, name="heads"), backend=backend)
     for number, layer in enumerate(layers):
         for k, kind in enumerate(KINDS):
-            for cell, expected in enumerate(materialised(layer, kind)):
-                got = rec["attention_norms"][cell][number, k].double()
-                assert_close(got, expected.norms.sum(0), rtol=5e-6, atol=1e-6)
-        for cell, expected in enumerate(materialised(layer, "attn-n")):
-            norms = expected.maps * expected.transformed.norm(dim=-1)[:, None]
-            assert_close(rec["heads"][cell][number].double(), norms.sum(1), rtol=5e-6, atol=1e-6)
+            for cell, (exact, plain) in enumerate(both(layer, kind)):
+                got = rec["attention_norms"][cell][number, k]
+                assert_by_rule(kind, got, exact.norms.sum(0), plain.norms.sum(0), exact.sizes.sum(0))
+        for cell, pair in enumerate(both(layer, "attn-n")):
+            exact, plain = (((x.maps * x.transformed.norm(dim=-1)[:, None]).sum(1)) for x in pair)
+            assert_by_rule("per head", rec["heads"][cell][number], exact, plain)
 
 
 def test_readouts_weigh_the_queries(backend: str) -> None:
@@ -44,12 +45,15 @@ def test_readouts_weigh_the_queries(backend: str) -> None:
         backend=backend,
     )  # fmt: skip
     given = layer.attention.packing.split_q(weights, dim=1)
-    for cell, expected in enumerate(materialised(layer, "attnres-n")):
-        got = rec["attention_norms"][cell]
-        assert got.shape == (1, 1, 2, len(expected.norms))
-        assert_close(got[0, 0].double(), given[cell].double() @ expected.norms, rtol=5e-6, atol=1e-6)
-    for cell, expected in enumerate(materialised(layer, "attn-n")):
-        assert_close(rec["mean"][cell][0, 0].double(), expected.norms.mean(0), rtol=5e-6, atol=1e-6)
+    for cell, (exact, plain) in enumerate(both(layer, "attnres-n")):
+        got, rows = rec["attention_norms"][cell], given[cell]
+        assert got.shape == (1, 1, 2, len(exact.norms))
+        sums, sizes = (rows.double() @ x for x in (exact.norms, exact.sizes))
+        assert_by_rule("weights", got[0, 0], sums, rows @ plain.norms, sizes)
+    for cell, (exact, plain) in enumerate(both(layer, "attn-n")):
+        assert_by_rule(
+            "mean", rec["mean"][cell][0, 0], exact.norms.mean(0), plain.norms.mean(0), exact.sizes.mean(0)
+        )
 
 
 @pytest.mark.parametrize("by", ["transformers", "scfast"])

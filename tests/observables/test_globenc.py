@@ -12,19 +12,26 @@ from scfast.observables import GlobEnc
 from scfast.observables.vectors import KINDS
 from tests.observables.golden_bert import CLOSE, GoldenBert
 from tests.observables.norm_maps import Layer, materialised, random_layer, run
+from tests.ops.helpers import assert_by_rule
 
 LENGTHS = (7, 0, 1, 20)
 
 
 def joint_maps(
-    layers: list[Layer], kind: str, *, normalised: bool, residual: float = 1.0
+    layers: list[Layer],
+    kind: str,
+    *,
+    normalised: bool,
+    residual: float = 1.0,
+    dtype: torch.dtype = torch.float64,
+    sizes: bool = False,
 ) -> list[torch.Tensor]:
-    """Per cell the product of all layers' maps, float64 [n, n]."""
+    """Per cell the product of all layers' maps, [n, n]; or of the sizes of their elements."""
     products: list[torch.Tensor] = []
     for layer in layers:
-        for cell, its in enumerate(materialised(layer, kind)):
-            step = its.norms
-            step = step / step.sum(-1, keepdim=True) if normalised else step
+        for cell, its in enumerate(materialised(layer, kind, dtype)):
+            step = its.sizes if sizes else its.norms
+            step = step / its.norms.sum(-1, keepdim=True) if normalised else step
             step = residual * step + (1 - residual) * torch.eye(len(step))
             if layer is layers[0]:
                 products.append(step)
@@ -43,12 +50,14 @@ def test_rollout_is_the_product_of_the_maps(kind: str, convention: str, backend:
         GlobEnc("mean", kind=kind, convention=convention, residual=0.3, name="mixed"), backend=backend,
     )  # fmt: skip
     for name, residual in (("globenc", 1.0), ("mixed", 0.3)):
-        for got, joint in zip(
-            rec[name], joint_maps(layers, kind, normalised=normalised, residual=residual), strict=True
-        ):
+        exact, plain, sizes = (
+            joint_maps(layers, kind, normalised=normalised, residual=residual, dtype=dtype, sizes=sizes)
+            for dtype, sizes in ((torch.float64, False), (torch.float32, False), (torch.float64, True))
+        )
+        for got, joint, by_torch, size in zip(rec[name], exact, plain, sizes, strict=True):
             if not len(joint):
                 continue
-            assert_close(got.double(), joint.mean(0), rtol=2e-5, atol=1e-7)
+            assert_by_rule(name, got, joint.mean(0), by_torch.mean(0), size.mean(0))
             if normalised:
                 assert abs(got.double().sum().item() - 1) < 1e-6
 

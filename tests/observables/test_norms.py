@@ -14,7 +14,8 @@ from scfast.attention import Recorder
 from scfast.observables import HeadNorms, MixingRatio
 from scfast.observables.vectors import KINDS, self_weights, vectors
 from tests.observables.golden_bert import CLOSE, GoldenBert
-from tests.observables.norm_maps import materialised, random_layer, run
+from tests.observables.norm_maps import CellVectors, both, materialised, random_layer, run
+from tests.ops.helpers import assert_by_rule
 
 LENGTHS = (7, 0, 1, 33)
 OPTIONS = [
@@ -31,10 +32,18 @@ def test_mixing_ratio(options: dict[str, object], backend: str) -> None:
     rec = run(layers, MixingRatio(KINDS), backend=backend)
     for number, layer in enumerate(layers):
         for k, kind in enumerate(KINDS):
-            for cell, expected in enumerate(materialised(layer, kind)):
-                got = rec["mixing_ratio"][cell][number, k]
-                assert_close(got.double(), expected.mixing_ratio, rtol=2e-5, atol=1e-6)
+            for cell, (exact, plain) in enumerate(both(layer, kind)):
+                got, ratio = rec["mixing_ratio"][cell][number, k], exact.mixing_ratio
+                assert_by_rule(kind, got, ratio, plain.mixing_ratio, torch.ones_like(ratio))
                 assert got.numel() == 0 or (got.min() >= 0 and got.max() <= 1)
+
+
+def numbers_of_heads(cell: CellVectors, states: torch.Tensor) -> torch.Tensor:
+    """|P|, |P x| and P|f| of every head, [H, 3]."""
+    norms = cell.transformed.norm(dim=-1)  # [H, n]
+    weighted = (cell.maps * norms[:, None]).sum((1, 2)) / max(len(states), 1)
+    numbers = [cell.maps.flatten(1).norm(dim=1), (cell.maps @ states).flatten(1).norm(dim=1), weighted]
+    return torch.stack(numbers, dim=-1)
 
 
 @pytest.mark.parametrize("options", OPTIONS)
@@ -43,17 +52,11 @@ def test_head_norms(options: dict[str, object], backend: str) -> None:
     rec = run(layers, HeadNorms(["prob", "mixed", "weighted"]), backend=backend)
     for number, layer in enumerate(layers):
         assert layer.attention.hidden_in is not None
-        states = layer.attention.packing.split_q(layer.attention.hidden_in.double())
-        for cell, expected in enumerate(materialised(layer, "attn-n")):
-            norms = expected.transformed.norm(dim=-1)  # [H, n]
-            weighted = (expected.maps * norms[:, None]).sum((1, 2)) / max(LENGTHS[cell], 1)
-            numbers = [
-                expected.maps.flatten(1).norm(dim=1),
-                (expected.maps @ states[cell]).flatten(1).norm(dim=1),
-                weighted,
-            ]
-            got = rec["head_norms"][cell][number]
-            assert_close(got.double(), torch.stack(numbers, dim=-1), rtol=1e-5, atol=1e-7)
+        states = layer.attention.packing.split_q(layer.attention.hidden_in)
+        for cell, pair in enumerate(both(layer, "attn-n")):
+            exact, plain = (numbers_of_heads(x, states[cell].to(x.maps.dtype)) for x in pair)
+            sizes = numbers_of_heads(pair[0], states[cell].double().abs())
+            assert_by_rule("head norms", rec["head_norms"][cell][number], exact, plain, sizes)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -67,7 +70,7 @@ def test_half_precision(dtype: torch.dtype, backend: str) -> None:
             assert_close(got, expected.mixing_ratio, rtol=0, atol=2 * torch.finfo(dtype).eps)
     for cell, expected in enumerate(materialised(layer, "attn-n")):
         prob = rec["head_norms"][cell][0, :, 0].double()
-        assert_close(prob, expected.maps.flatten(1).norm(dim=1), rtol=1e-5, atol=0)
+        assert_close(prob, expected.maps.flatten(1).norm(dim=1), rtol=1e-5, atol=0)  # q and k as they are
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -84,9 +87,14 @@ def test_gram_matrices_are_those_of_the_vectors(
         "output": its.output_norm.sigma(layer.norm_inputs["output"]),
     }
     terms = vectors(layer.attention, kind, sigma)
-    f = torch.einsum("thd,hde->the", terms.values.double(), terms.projection.double())
-    assert_close(terms.gram().double(), torch.einsum("the,tge->thg", f, f), rtol=1e-5, atol=1e-5)
-    assert_close(terms.head_norms().double(), f.norm(dim=-1), rtol=1e-5, atol=1e-6)
+    f, plain = (
+        torch.einsum("thd,hde->the", terms.values.to(dtype), terms.projection.to(dtype))
+        for dtype in (torch.float64, torch.float32)
+    )
+    norms = f.norm(dim=-1)
+    products, by_torch = (torch.einsum("the,tge->thg", x, x) for x in (f, plain))
+    assert_by_rule("gram", terms.gram(), products, by_torch, norms[:, :, None] * norms[:, None])
+    assert_by_rule("head norms", terms.head_norms(), norms, plain.norm(dim=-1))
     assert torch.equal(terms.gram(), terms.gram().mT)
 
 
@@ -97,10 +105,11 @@ def test_own_weights_are_the_diagonal() -> None:
         **layer.attention.options.kwargs(),
     )  # fmt: skip
     own = self_weights(replace(layer.attention, lse=result.lse))
-    expected = torch.cat(
-        [cell.maps.diagonal(dim1=1, dim2=2).T for cell in materialised(layer, "attn-n")]
+    exact, plain = (
+        torch.cat([cell.maps.diagonal(dim1=1, dim2=2).T for cell in materialised(layer, "attn-n", dtype)])
+        for dtype in (torch.float64, torch.float32)
     )  # [T, H]
-    assert_close(own.double(), expected, rtol=1e-5, atol=1e-7)
+    assert_by_rule("own weights", own, exact, plain)
 
 
 @pytest.mark.parametrize("by", ["transformers", "scfast"])

@@ -218,6 +218,15 @@ def assert_close(
     assert ours <= limit, f"{name}: error {ours:.3g} exceeds {rule} for {case.q.dtype}"
 
 
+def assert_by_rule(
+    name: str, got: torch.Tensor, exact: torch.Tensor, plain: torch.Tensor, size: torch.Tensor | None = None
+) -> None:
+    """The error rule for float32 results of any formula: 2 x plain torch + floor; ``size`` default: of ``exact``."""
+    size = exact if size is None else size
+    ours, theirs = error(got, exact, size), error(plain, exact, size)
+    assert ours <= 2 * theirs + FLOOR, f"{name}: error {ours:.3g}, of plain torch {theirs:.3g}"
+
+
 def is_strict(case: Case) -> bool:
     """Whether the fixed limit on column sums holds for these inputs."""
     return case.q.dtype == torch.float32 and case.spread <= 1

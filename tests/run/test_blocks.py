@@ -24,6 +24,7 @@ from scfast.observables import Entropy, HiddenStates, Observable, Received, Roll
 from scfast.run.memory import BLOCK_TOKENS, bytes_per_token, fit
 from scfast.tl import _batches
 from tests.models import fixtures
+from tests.ops.helpers import assert_by_rule
 from tests.toy import toy_source
 
 LENGTHS = (17, 1, 64, 33, 0, 7)
@@ -55,10 +56,22 @@ def observables() -> list[Observable]:
     return [*rollouts, *layers, Rollout("mean", residual=0.3, name="third"), *statistics, *states]
 
 
-def recorded(source: GeneformerSource, tokens: Tokens, wanted: list[Observable]) -> dict[str, torch.Tensor]:
-    recorder = Recorder(wanted)
+def recorded(
+    source: GeneformerSource, tokens: Tokens, wanted: list[Observable], backend: str = "auto"
+) -> dict[str, torch.Tensor]:
+    recorder = Recorder(wanted, backend=backend)
     source.forward(tokens, recorder)
     return recorder.batch
+
+
+def assert_as_exact(name: str, blocks: torch.Tensor, whole: torch.Tensor, exact: torch.Tensor) -> None:
+    """The error rule, the whole run in the place of plain torch: both against attention in float64.
+
+    Scores are their own size; a state's numbers have the size of its largest, since they are sums that cancel.
+    """
+    exact = exact.double()
+    size = exact if (exact >= 0).all() else exact.abs().amax(-1, keepdim=True).expand_as(exact)
+    assert_by_rule(name, blocks, exact, whole, size)
 
 
 @pytest.mark.parametrize("lengths", [LENGTHS, (1,), (40,), (0, 0), ()], ids=str)
@@ -69,8 +82,9 @@ def test_blocks_change_no_result(source: GeneformerSource, lengths: tuple[int, .
     tokens = made_tokens(lengths)
     whole, blocks = (recorded(form, tokens, observables()) for form in (source, source.in_blocks(size)))
     assert set(whole) == set(blocks)
+    exact = recorded(source, tokens, observables(), "reference")
     for name in whole:
-        torch.testing.assert_close(blocks[name], whole[name], atol=1e-5, rtol=1e-5)
+        assert_as_exact(name, blocks[name], whole[name], exact[name])
 
 
 @pytest.mark.parametrize("observable", [Rollout("cls"), Received(), Entropy(), HiddenStates(0)])
@@ -78,7 +92,8 @@ def test_the_model_stops_early_in_blocks_too(source: GeneformerSource, observabl
     """Each alone: whether the last layer gives an output depends on who asks."""
     tokens = made_tokens(LENGTHS)
     whole, blocks = (recorded(form, tokens, [observable]) for form in (source, source.in_blocks(20)))
-    torch.testing.assert_close(blocks[observable.name], whole[observable.name], atol=1e-5, rtol=1e-5)
+    exact = recorded(source, tokens, [observable], "reference")[observable.name]
+    assert_as_exact(observable.name, blocks[observable.name], whole[observable.name], exact)
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -188,8 +203,9 @@ def test_a_budget_too_small_for_whole_cells_is_met_in_blocks(
     tool: Any, key: str, kept: int, source: GeneformerSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("scfast.run.memory.BLOCK_TOKENS", (16, 8, 4))
-    plain, tight = cells(source), cells(source)
+    plain, tight, exactly = (cells(source) for _ in range(3))
     tool(plain, source)
+    tool(exactly, source, backend="reference")
     reserved = []
     monkeypatch.setattr(_batches, "fit", lambda *a, **k: (reserved.append(k["reserved"]), fit(*a, **k))[1])
     need = bytes_per_token(source, layers_kept=kept, hidden_kept=int(not kept)) * (len(source.genes) + 2)
@@ -201,8 +217,11 @@ def test_a_budget_too_small_for_whole_cells_is_met_in_blocks(
     assert plans[0]["hash"] != plans[1]["hash"]
     slot = "layers" if kept else "obsm"
     name = "rollout" if kept else key
-    ours, exact = (sparse.csr_matrix(getattr(adata, slot)[name]).toarray() for adata in (tight, plain))
-    np.testing.assert_allclose(ours, exact, atol=1e-5)
+    ours, whole, exact = (
+        torch.from_numpy(sparse.csr_matrix(getattr(adata, slot)[name]).toarray())
+        for adata in (tight, plain, exactly)
+    )
+    assert_as_exact(key, ours, whole, exact)
     with pytest.raises(
         ValueError, match=r"the longest cell has 42 tokens, .* in the smallest blocks"
     ) as error:

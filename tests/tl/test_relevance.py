@@ -14,12 +14,12 @@ from tests import materialised
 from tests.models import fixtures
 from tests.models.test_targets import classifier
 from tests.observables.eager import chefer_mm, maps_and_gradients, row_normalised, weighted
+from tests.ops.helpers import FLOOR, assert_by_rule
 from tests.same import assert_same
 from tests.tl.test_attention_norms import adata_of_genes
 from tests.toy import BACKEND, toy_adata, toy_source
 
 GENE = fixtures.GENES[0]  # in every cell
-CLOSE = {"rtol": 2e-4, "atol": 1e-7}
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +31,8 @@ def sources(tmp_path_factory):
     }
 
 
-def eager(source, adata, target):
-    """Tokens, and per cell the float64 maps and gradients [N, H, n, n]."""
+def eager(source, adata, target, dtype):
+    """Tokens, and per cell maps and gradients [N, H, n, n], and where the target is read."""
     tokens = source.tokenize(adata.X, adata.var)
     model, cells = source.hf(), []
     for cell in range(adata.n_obs):
@@ -42,9 +42,36 @@ def eager(source, adata, target):
         def logit(output, one=one, at=at):
             return output.logits[0, 1] if target.startswith("class") else output.logits[0, at, one.ids[at]]
 
-        maps, gradients = maps_and_gradients(model, logit, input_ids=one.ids[None])
+        maps, gradients = maps_and_gradients(model, logit, dtype, input_ids=one.ids[None])
         cells.append((maps[:, 0], gradients[:, 0], 0 if target.startswith("class") else at))
     return tokens, cells
+
+
+def expected_scores(source, adata, target, method, dtype):
+    """[cells, 1 + layers, genes]: all layers together, and for gradient attention each."""
+    tokens, cells = eager(source, adata, target, dtype)
+    rows = []
+    for maps, gradients, at in cells:
+        cams = weighted(maps, gradients)
+        if method == "chefer-mm":
+            joint = chefer_mm(cams)
+            rows.append((joint - torch.eye(len(joint)))[at][None])
+        elif method == "row-normalised":
+            rows.append(row_normalised(cams)[at][None])
+        else:
+            rows.append(torch.cat([cams.sum((0, 1))[None], cams.sum(1)]))
+    return np.stack(
+        [
+            materialised.per_gene([x[row].numpy() for x in rows], tokens, adata.n_vars)
+            for row in range(len(rows[0]))
+        ],
+        axis=1,
+    )
+
+
+def assert_scores(name, *scores):
+    """The error rule; gradients are sums that cancel, so that a score has the size of the largest of its cell."""
+    assert_by_rule(name, *(torch.from_numpy(np.array(x)) for x in scores))
 
 
 @pytest.mark.parametrize("kind", ["gene", "class"])
@@ -54,28 +81,19 @@ def test_agrees_with_autograd(sources, kind, method):
     target = f"gene:{GENE}" if kind == "gene" else "class:high"
     options = {"by": "layer"} if method == "gradient-attention" else {}
     scfast.tl.relevance(adata, source, target, method=method, groupby="type", backend=BACKEND, **options)
-    tokens, cells = eager(source, adata, target)
-    scores, layers = [], []
-    for maps, gradients, at in cells:
-        cams = weighted(maps, gradients)
-        if method == "chefer-mm":
-            joint = chefer_mm(cams)
-            scores.append((joint - torch.eye(len(joint)))[at])
-        elif method == "row-normalised":
-            scores.append(row_normalised(cams)[at])
-        else:
-            layers.append(cams.sum(1).numpy())
-            scores.append(cams.sum((0, 1)))
-    expected = materialised.per_gene([x.numpy() for x in scores], tokens, adata.n_vars)
-    np.testing.assert_allclose(adata.layers["relevance"].toarray(), expected, **CLOSE)
+    exact, plain = (
+        expected_scores(source, adata, target, method, dtype) for dtype in (torch.float64, torch.float32)
+    )
+    sizes = np.broadcast_to(np.abs(exact).max(-1, keepdims=True), exact.shape)
+    assert_scores("cells", adata.layers["relevance"].toarray(), exact[:, 0], plain[:, 0], sizes[:, 0])
     for number, name in enumerate(adata.obs["type"].cat.categories):
         member = (adata.obs["type"] == name).to_numpy()
-        column = name.replace("/", "|")
-        np.testing.assert_allclose(adata.varm["relevance"][column], expected[member].mean(0), **CLOSE)
-        for layer in range(source.n_layers if layers else 0):
-            one = materialised.per_gene([x[layer] for x in layers], tokens, adata.n_vars)
-            by_layer = adata.uns["relevance"]["by_layer"][layer, :, number]
-            np.testing.assert_allclose(by_layer, one[member].mean(0), **CLOSE)
+        cells = adata.layers["relevance"][member].toarray().mean(0, dtype=np.float64)
+        np.testing.assert_allclose(adata.varm["relevance"][name.replace("/", "|")], cells, rtol=FLOOR)
+        if "by" in options:
+            by_layer = adata.uns["relevance"]["by_layer"][..., number]
+            means = (x[member, 1:].mean(0) for x in (exact, plain, sizes))  # [layers, genes]
+            assert_scores(f"{name} by layer", by_layer, *means)
 
 
 def test_attribution_is_signed_and_adds_up(sources):
