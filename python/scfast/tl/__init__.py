@@ -7,6 +7,7 @@ from scfast.tl.embed import embed
 from scfast.tl.enrich import enrich
 from scfast.tl.finetune import finetune
 from scfast.tl.key_genes import key_genes
+from scfast.tl.layers_report import layers_report
 from scfast.tl.pretrain import pretrain
 from scfast.tl.prevalence import prevalence
 from scfast.tl.probe import probe
@@ -26,6 +27,7 @@ __all__ = [
     "enrich",
     "finetune",
     "key_genes",
+    "layers_report",
     "pretrain",
     "prevalence",
     "probe",
