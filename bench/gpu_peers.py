@@ -22,8 +22,8 @@ OURS = "scfast"
 #: scfast's forward with the column sums of every head taken along.
 OURS_RECEIVED = "scfast, with received"
 FLEX = "FlexAttention"
-#: Entries of a row.
-STRONGEST = 16
+#: Entries of a row; genes that sums are kept of, and tokens up to which a cell counts as small.
+STRONGEST, GENOME, SMALL_CELL = 16, 20_000, 256
 #: Ops that torch has nothing for: its forward pass is timed beside them.
 
 Answer = dict[str, torch.Tensor]
@@ -111,6 +111,25 @@ def topk(x: Inputs) -> Answer:
     return {"values": ops.attention_topk(x.tensors["q"], x.tensors["k"], x.packing, STRONGEST).values}
 
 
+def genes(x: Inputs) -> tuple[torch.Tensor, int]:
+    """(ids [T], none twice in a cell; how many there are): of a genome, or few more than a small cell has."""
+    longest = max(x.packing.lengths_q)
+    n = GENOME if longest > SMALL_CELL else 2 * longest
+    random = torch.Generator().manual_seed(0)
+    ids = [torch.randperm(n, generator=random)[:length] for length in x.packing.lengths_q]
+    return torch.cat(ids), n
+
+
+def scatter(x: Inputs) -> Answer:
+    """Every call adds the batch once more: right after the first one."""
+    q, k = x.tensors["q"], x.tensors["k"]
+    if OURS not in x.saved:
+        ids, n = genes(x)
+        x.saved[OURS] = ids.to(q.device), torch.zeros(n, n, dtype=torch.float64, device=q.device)
+    ids, out = x.saved[OURS]
+    return {"sums": ops.attention_scatter(q, k, x.packing, ids, out)}
+
+
 # torch
 def sdpa(backend: SDPBackend) -> Attend:
     """torch's fused attention by one of its kernels, or an error."""
@@ -193,6 +212,7 @@ ALONE: dict[str, Contender] = {
     "attention_matmul": matmul,
     "attention_compare": compare,
     "attention_topk": topk,
+    "attention_scatter": scatter,
 }
 
 
@@ -239,4 +259,7 @@ def exact(op: str, x: Inputs) -> Answer:
     if op == "attention_topk":
         values, _ = reference.attention_topk(given["q"], given["k"], packing, STRONGEST)
         return {"values": values[:, 0]}
+    if op == "attention_scatter":
+        ids, n = genes(x)
+        return {"sums": reference.attention_scatter(given["q"], given["k"], packing, ids, (n, n))}
     return reference.attention_backward(given["d_out"], given["q"], given["k"], given["v"], packing)

@@ -29,6 +29,8 @@ def run(dtype: torch.dtype, causal: bool) -> None:
     for heads in ("mean", "none"):
         ops.attention_matmul(q, k, packing, v.flatten(1).float(), heads=heads, causal=causal)
     ops.attention_compare(q, k, d_out, v, packing, causal=causal)
+    ids = torch.randint(-1, 50, (sum(LENGTHS),), generator=random).to("cuda")  # some repeat within a cell
+    ops.attention_scatter(q, k, packing, ids, torch.zeros((50, 50), device="cuda"), causal=causal)
     torch.cuda.synchronize()
 
 

@@ -31,7 +31,7 @@ def call(*command, **environment):
 def test_dry_run_takes_every_step(tmp_path):
     done = call(sys.executable, BENCH / "run_gpu.py", "--dry-run", "--out", tmp_path)
     assert done.returncode == 0, done.stderr
-    reductions = ("attention_matmul", "attention_compare", "attention_topk")
+    reductions = ("attention_matmul", "attention_compare", "attention_topk", "attention_scatter")
     for op in ("attention_colsum", "attention_forward", "attention_backward", *reductions):
         assert f"{op}: errors scfast" in done.stdout
     assert "left out" not in done.stdout

@@ -1,4 +1,4 @@
-"""Products, comparisons and strongest keys in Triton's interpreter: see interpreted.py."""
+"""Products, comparisons, strongest keys and sums by id in Triton's interpreter: see interpreted.py."""
 
 from __future__ import annotations
 
@@ -11,7 +11,12 @@ import torch
 
 from scfast import Packing, ops
 from scfast.ops import _dispatch, _triton
-from tests.ops import test_attention_compare, test_attention_matmul, test_attention_topk
+from tests.ops import (
+    test_attention_compare,
+    test_attention_matmul,
+    test_attention_scatter,
+    test_attention_topk,
+)
 from tests.ops.helpers import OPTION_SETS, Case, make_case
 
 # Rows without keys divide by 0 before they are set aside; broken rows have no largest score.
@@ -41,8 +46,12 @@ CHECKS: dict[str, Callable[..., None]] = {
     "matmul": check_matmul,
     "compare": check_compare,
     "topk": check_topk,
+    "scatter": test_attention_scatter.check,
 }
+MODULES = (test_attention_compare, test_attention_matmul, test_attention_scatter, test_attention_topk)
 DTYPES = (torch.float32, torch.float16)
+#: Name -> output of each cell.
+Outputs = dict[str, list[torch.Tensor]]
 
 #: (lengths, lengths_k, heads, kv_heads, head dim)
 SHAPES: dict[str, tuple[Any, ...]] = {
@@ -62,7 +71,7 @@ def _triton_is_picked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _triton.INTERPRETED
     backends = {name: _dispatch.BACKENDS[name] for name in ("triton", "reference")}
     monkeypatch.setattr(_dispatch, "BACKENDS", backends)
-    for module in (test_attention_compare, test_attention_matmul, test_attention_topk):
+    for module in MODULES:
         monkeypatch.setattr(module, "every_instruction_set", lambda: iter(["triton"]))
 
 
@@ -93,7 +102,14 @@ def test_score_options(op: str, n: int) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
     ("op", "heads"),
-    [("matmul", "sum"), ("matmul", "none"), ("topk", "max"), ("topk", "min"), ("topk", "none")],
+    [
+        ("matmul", "sum"),
+        ("matmul", "none"),
+        ("topk", "max"),
+        ("topk", "min"),
+        ("topk", "none"),
+        ("scatter", "sum"),
+    ],
 )
 def test_fusions(op: str, heads: str, dtype: torch.dtype) -> None:
     case = make_case([33, 0, 1], heads=2, kv_heads=1, dim=16, dtype=dtype)
@@ -124,6 +140,31 @@ def test_equal_entries_come_in_the_order_of_their_keys() -> None:
     assert not got.values.isnan().any(-1)[:, 0].any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_sums_of_ids_that_repeat(dtype: torch.dtype) -> None:
+    """Within a tile and across tiles, cells and blocks; some are not counted, some rows are elsewhere."""
+    case = make_case([40, 0, 3], heads=2, dim=8, causal=dtype == torch.float32)
+    ids = torch.tensor([0, 1, 1, -1, 5] * 8 + [5, 1, 6])
+    ids[20:38] = 5
+    exact = torch.zeros(7, 7, dtype=torch.float64)
+    ops.attention_scatter(case.q, case.k, case.packing, ids, exact, backend="reference", **case.options)
+    out = torch.full((7, 7), 0.5, dtype=dtype)
+    ops.attention_scatter(case.q, case.k, case.packing, ids, out, **case.options)
+    torch.testing.assert_close(out.double(), exact + 0.5, rtol=2e-6, atol=0)
+    block = torch.zeros(5, 7, dtype=dtype)
+    ops.attention_scatter(case.q, case.k, case.packing, ids, block, rows=(1, 6), **case.options)
+    torch.testing.assert_close(block.double(), exact[1:6], rtol=2e-6, atol=0)
+
+
+def test_ids_beyond_the_sums_are_refused() -> None:
+    case, out = make_case([3], heads=1, dim=8), torch.zeros(4, 4)
+    ids = torch.tensor([0, 1, 2])
+    ops.attention_scatter(case.q, case.k, case.packing, ids, out)
+    ids[1] = 4  # looked at again: they have changed
+    with pytest.raises(ValueError, match="ids holds 4; ids lie in 0 to 3, or are -1"):
+        ops.attention_scatter(case.q, case.k, case.packing, ids, out)
+
+
 def test_a_map_compared_with_itself() -> None:
     case = make_case([35, 1], heads=2, kv_heads=1, dim=12, causal=True)
     got = test_attention_compare.products(case, case)
@@ -139,6 +180,10 @@ def everything(case: Case) -> Iterator[tuple[str, list[torch.Tensor]]]:
     yield "matmul by heads", split(ops.attention_matmul(*inputs, x, heads="none", **options))
     for name, x in ops.attention_topk(*inputs, 7, heads="max", **options)._asdict().items():
         yield f"topk {name}", split(x)
+    ids = torch.arange(case.q.shape[0])
+    out = torch.zeros(len(ids), len(ids), dtype=torch.float64)
+    ops.attention_scatter(*inputs, ids, out, **options)
+    yield "scatter", [out[own[0] : own[-1] + 1, own[0] : own[-1] + 1] for own in split(ids)]
     other = (case.v, case.k.flip(2))
     for name, products in (
         ops.attention_compare(*inputs[:2], *other, case.packing, **options)._asdict().items()
@@ -152,21 +197,23 @@ def batch() -> Case:
 
 
 @pytest.fixture(scope="module")
-def clean(batch: Case) -> dict[str, list[torch.Tensor]]:
+def clean(batch: Case) -> Outputs:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_dispatch, "BACKENDS", {"triton": _triton.unsupported})
         return dict(everything(batch))
 
 
-def assert_same(case: Case, clean: dict[str, list[torch.Tensor]], pairs: tuple[tuple[int, int], ...]) -> None:
-    """Cells of this batch are those of the clean one, bit by bit."""
-    for name, found in everything(case):
+def assert_same(case: Case, clean: Outputs, pairs: tuple[tuple[int, int], ...]) -> Outputs:
+    """Cells of this batch are those of the clean one, bit by bit; all that was found."""
+    got = dict(everything(case))
+    for name, found in got.items():
         for cell, other in pairs:
             assert torch.equal(found[cell], clean[name][other]), name
+    return got
 
 
 def test_two_runs_give_the_same_bits_whatever_memory_outside_the_cells_holds(
-    batch: Case, clean: dict[str, list[torch.Tensor]]
+    batch: Case, clean: Outputs
 ) -> None:
     def buried(x: torch.Tensor) -> torch.Tensor:
         """The same values, with NaN before, behind and between the heads."""
@@ -179,17 +226,16 @@ def test_two_runs_give_the_same_bits_whatever_memory_outside_the_cells_holds(
 
 
 @pytest.mark.parametrize("where", ["q", "k"])
-def test_a_broken_cell_stays_alone(where: str, batch: Case, clean: dict[str, list[torch.Tensor]]) -> None:
+def test_a_broken_cell_stays_alone(where: str, batch: Case, clean: Outputs) -> None:
     broken = getattr(batch, where).clone()
     broken[9, 1, 3] = torch.nan  # the first token of the second cell
     case = replace(batch, **{where: broken})
-    assert_same(case, clean, ((0, 0), (2, 2)))
-    for name, found in everything(case):
+    for name, found in assert_same(case, clean, ((0, 0), (2, 2))).items():
         if name not in ("compare square2", "topk keys"):
             assert found[1].isnan().any(), name
 
 
-def test_bits_do_not_depend_on_batch_mates(batch: Case, clean: dict[str, list[torch.Tensor]]) -> None:
+def test_bits_do_not_depend_on_batch_mates(batch: Case, clean: Outputs) -> None:
     split = batch.packing.split_q
     q, k, v = (torch.cat([split(x)[cell] for cell in (2, 1)]) for x in (batch.q, batch.k, batch.v))
     case = replace(batch, q=q, k=k, v=v, packing=Packing.from_lengths([1, 34]))

@@ -32,8 +32,8 @@ COLSUM_INSTRUCTIONS = 5.5
 COMPARE_INSTRUCTIONS = 19.0
 
 
-#: Epilogues of products, comparisons and strongest keys.
-REDUCTIONS = {"matmul_tile", "compare_tile", "topk_tile"}
+#: Epilogues of products, comparisons and strongest keys, and the visit of ids.
+REDUCTIONS = {"matmul_tile", "compare_tile", "topk_tile", "scatter_blocks"}
 
 
 def call_reductions(dtype: torch.dtype, dim: int) -> None:
@@ -43,6 +43,7 @@ def call_reductions(dtype: torch.dtype, dim: int) -> None:
     ops.attention_matmul(q, k, packing, torch.zeros(112, 64), **on)
     ops.attention_compare(q, k, q, k, packing, **on)
     ops.attention_topk(q, k, packing, 64, **on)
+    ops.attention_scatter(q, k, packing, torch.arange(112), torch.zeros(112, 112, dtype=torch.float64), **on)
 
 
 def call_every_op(dtype: torch.dtype, dim: int) -> None:
@@ -140,6 +141,7 @@ def test_score_options_compile(options: dict[str, Any]) -> None:
         ops.attention_matmul(q, k[:, :2], packing, torch.zeros(112, 5), **on)
         ops.attention_compare(q, k[:, :2], v, k[:, :2], packing, **on)
         ops.attention_topk(q, k[:, :2], packing, 70, heads="max", **on)
+        ops.attention_scatter(q, k[:, :2], packing, torch.arange(112), torch.zeros(112, 112), **on)
     assert REDUCTIONS | {"softmax_tile", "one_tile", "queries_tile", "keys_tile", "add_rows"} == {
         kernel.epilogue for kernel in kernels
     }

@@ -70,6 +70,15 @@ def _topk(x: Inputs, backend: str) -> Answer:
     return (ops.attention_topk(x.q, x.k, x.packing, 16, backend=backend).values,)
 
 
+def _scatter(x: Inputs, backend: str) -> Answer:
+    longest = max(x.packing.lengths_k)
+    ids = torch.cat(
+        [torch.arange(n, device=x.q.device) for n in x.packing.lengths_k]
+    )  # the same in every cell
+    out = torch.zeros(longest, longest, dtype=torch.float64, device=x.q.device)
+    return (ops.attention_scatter(x.q, x.k, x.packing, ids, out, backend=backend),)
+
+
 def _backward(x: Inputs, backend: str) -> Answer:
     return tuple(ops.attention_backward(x.d_out, x.q, x.k, x.v, x.out, x.lse, x.packing, backend=backend))
 
@@ -86,6 +95,7 @@ VISITS: dict[str, Callable[[Inputs, str], Answer]] = {
     "matmul": _matmul,
     "compare": _compare,
     "topk": _topk,
+    "scatter": _scatter,
     "backward rows": _backward,
     "backward keys": _backward,
 }

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 #: Ops that have a kernel.
 OPS = (
     "attention_forward", "attention_backward", "attention_colsum", "attention_rowstats", "attention_matmul",
-    "attention_compare", "attention_topk",
+    "attention_compare", "attention_topk", "attention_scatter",
 )  # fmt: skip
 INSTALLED = importlib.util.find_spec("triton") is not None
 #: Triton runs kernels on the CPU, element by element: for tests.

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.utils.weak import WeakIdKeyDictionary
 
 from scfast import _kernels, reference
-from scfast.ops import _cpu
+from scfast.ops import _cpu, _triton
 from scfast.ops._checks import (
     check_heads,
     check_id_values,
@@ -20,6 +21,9 @@ from scfast.ops._checks import (
 from scfast.ops._dispatch import choose
 from scfast.ops._library import LIBRARY, PACKING, SCORE
 from scfast.packing import Packing
+
+#: Above every id: of tokens that are not counted.
+_NO_ID = 2**31 - 1
 
 LIBRARY.define(
     f"attention_scatter(Tensor q, Tensor k, {PACKING}, {SCORE}, Tensor ids, Tensor ids_q, Tensor(a!) out,"
@@ -113,7 +117,8 @@ def attention_scatter(
     check_ids("ids", ids, packing.total_k, q)
     check_ids("ids_q", ids_q, packing.total_q, q)
     limit = last if rows is None else 2**31
-    if choose("attention_scatter", backend, q=q, k=k) == "reference":
+    chosen = choose("attention_scatter", backend, q=q, k=k)
+    if chosen == "reference":
         check_id_values("ids", ids, limit)
         check_id_values("ids_q", ids_q, out.shape[1])
         return out.add_(
@@ -122,7 +127,8 @@ def attention_scatter(
                 head_weights=factors, scale=scale, softcap=softcap, key_bias=bias, causal=causal,
             )
         )  # fmt: skip
-    torch.ops.scfast.attention_scatter(
+    run = _triton.runner("attention_scatter", chosen, q, _triton_impl)
+    run(
         q, k, packing.cu_seqlens_q, packing.cu_seqlens_k, packing.work, packing.causal_offset,
         bias, scale, cap, causal, ids, ids_q, out, first, limit, heads, factors,
     )  # fmt: skip
@@ -152,9 +158,57 @@ def _by_id(ids: torch.Tensor, cu_seqlens: torch.Tensor) -> torch.Tensor:
     return (order - starts[cell]).to(torch.int32)
 
 
+def _triton_impl(
+    q: torch.Tensor, k: torch.Tensor, cu_seqlens_q: torch.Tensor, cu_seqlens_k: torch.Tensor, *rest: Any
+) -> None:
+    work, offset, bias, *score, ids, ids_q, out, first_row, limit, heads, head_weights = rest
+    _check_once("ids", ids, limit)
+    _check_once("ids_q", ids_q, out.shape[1])
+    queries = _sorted(ids_q, cu_seqlens_q, 0, out.shape[1])
+    keys = _sorted(ids, cu_seqlens_k, first_row, first_row + out.shape[0])
+    ordered = (cu_seqlens_q, cu_seqlens_k, work, offset, None if bias is None else bias[keys.order], *score)
+    _, factors = _triton.fusion(q, heads, head_weights)
+    _triton.launch(
+        "attention_scatter", q, k, (cu_seqlens_q, cu_seqlens_k, work, offset, bias, *score),
+        _triton.batch(q[queries.order], k[keys.order], ordered),
+        queries, keys, factors, out, first_row, q.new_empty(0, dtype=torch.float32),
+    )  # fmt: skip
+
+
+#: ids that were looked at -> (version, limit): looking waits for the GPU, so once for all layers of a batch.
+_checked: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def _check_once(name: str, ids: torch.Tensor, limit: int) -> None:
+    looked_at = (0 if ids.is_inference() else ids._version, limit)
+    if looked_at not in _checked.setdefault(ids, set()):
+        check_id_values(name, ids, limit)
+        _checked[ids].add(looked_at)
+
+
+def _sorted(ids: torch.Tensor, cu_seqlens: torch.Tensor, first: int, end: int) -> Any:
+    """Tokens by (cell, id), and where the blocks of ids begin in each cell; ids outside [first, end) are in none."""
+    from scfast.kernels.attention_scatter import Sorted
+
+    lengths, device = cu_seqlens.diff().long(), ids.device
+    cells = torch.arange(len(lengths), device=device)
+    cell = torch.repeat_interleave(cells, lengths, output_size=len(ids))
+    known = torch.where((ids >= first) & (ids < end), ids.long(), _NO_ID)
+    code, order = (cell * 2**32 + known).sort(stable=True)
+
+    def starts(tokens: float) -> torch.Tensor:
+        step = max(1, int(tokens * len(lengths)))
+        edges = torch.cat([known.sort().values[::step], known.new_tensor([_NO_ID])])
+        return torch.searchsorted(code, cells[:, None] * 2**32 + edges).to(torch.int32)
+
+    places = (order - cu_seqlens[cell]).to(torch.int32)
+    return Sorted(order, known[order].to(torch.int32), places, starts)
+
+
 def _fake(q: torch.Tensor, k: torch.Tensor, *rest: Any) -> None:
     return None
 
 
 LIBRARY.impl("attention_scatter", _cpu_impl, "CPU")
+LIBRARY.impl("attention_scatter", _triton_impl, "CUDA")
 torch.library.register_fake("scfast::attention_scatter", _fake, lib=LIBRARY)
