@@ -100,7 +100,8 @@ struct Pairs {
 };
 
 // One thread's state. A job has take(scratch, rows, columns), the most of each that it sees at a time, begin(unit),
-// rows(first, last), tile(tile), rows_done(), end(unit), and kDiagonal: 1 if a row is also paired with itself.
+// rows(first, last), steps(depth), what it still has to do while a product of that depth runs, tile(tile), rows_done(),
+// end(unit), and kDiagonal: 1 if a row is also paired with itself.
 template <class Dot, class Job>
 struct PairWorker {
   const Pairs& pairs;
@@ -175,7 +176,7 @@ struct PairWorker {
       for (int64_t r = i; r < last; r += KT) {
         float* tile = c + (r - i) * kTileColumns;
         product<Dot>(a + (r - i) * p.depth + d * KT, panel + (int64_t)d * kTileColumns, depth, p.depth * KT,
-                     a_factor + (r - i), factors, d == 0, done, tile);
+                     a_factor + (r - i), factors, d == 0, done, tile, job.steps(depth));
         if (done) finish(u, r, last, j, columns, tile);
       }
     }

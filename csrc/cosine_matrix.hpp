@@ -21,6 +21,8 @@ struct MatrixJob {
   }
   void rows(int64_t, int64_t) {}
 
+  AskForNothing steps(int) const { return {}; }
+
   void tile(const PairTile& t) {
     for (int r = 0; r < t.rows; r++)
       memcpy(out + (t.row + r) * row_stride + t.col + t.from[r], t.s + r * kTileColumns + t.from[r],

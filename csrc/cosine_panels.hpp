@@ -8,13 +8,15 @@ using scfast::CosineArgs;
 
 constexpr int kTileVectors = 3;                  // with KT rows they fill the registers: 24 accumulators of 32
 constexpr int kTileColumns = kTileVectors * W;   // rows of y of a tile
-constexpr int kDepthBlock = 128;                 // words: that much of a panel of columns, 24 KB, stays in L1
+constexpr int kDepthBlock = 96;                 // words: that much of a panel of columns, 18 KB, stays in L1
 
 // c[row][column] (+)= sum_d a[d][row] * b[d][column]; the last block of the depth leaves similarities: times the
-// factors (of bfloat16 only: float32 rows have length 1), within [-1, 1], NaN as it is.
-template <class Dot>
+// factors (of bfloat16 only: float32 rows have length 1), within [-1, 1], NaN as it is. A sixth of what the processor
+// can issue is left over: step(d) uses it.
+template <class Dot, class Step>
 SCFAST_INLINE void product(const typename Dot::T* a, const typename Dot::T* b, int depth, int next_panel,
-                           const float* a_factor, const float* b_factor, bool first, bool last, float* c) {
+                           const float* a_factor, const float* b_factor, bool first, bool last, float* c,
+                           const Step& step) {
   vf acc[KT][kTileVectors];
   for (int r = 0; r < KT; r++)
     for (int v = 0; v < kTileVectors; v++) acc[r][v] = vf{};
@@ -22,6 +24,7 @@ SCFAST_INLINE void product(const typename Dot::T* a, const typename Dot::T* b, i
     for (int i = 0; i < KT * kTileVectors; i++) __builtin_prefetch(c + i * W, 1);
   for (int d = 0; d < depth; d++) {
     __builtin_prefetch(a + next_panel + d * KT);  // rows stream past; the columns' panel stays
+    step(d);
     typename Dot::V column[kTileVectors];
 #pragma GCC unroll 4
     for (int v = 0; v < kTileVectors; v++) column[v] = Dot::get(b + (d * kTileVectors + v) * W);

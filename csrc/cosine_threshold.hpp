@@ -43,6 +43,8 @@ struct ThresholdJob {
     stopped = __atomic_load_n(total, __ATOMIC_RELAXED) > a.most || __atomic_load_n(failed, __ATOMIC_RELAXED);
   }
 
+  AskForNothing steps(int) const { return {}; }
+
   void tile(const PairTile& t) {
     if (stopped) return;
     const vf least = splat(a.threshold);
