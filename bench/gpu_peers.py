@@ -21,6 +21,9 @@ HEAD_DIM = 64
 OURS = "scfast"
 #: scfast's forward with the column sums of every head taken along.
 OURS_RECEIVED = "scfast, with received"
+#: scfast's column sums of other maps than the probabilities; and torch's, maps held, on the small batch alone.
+OURS_NORM, OURS_RELEVANCE, HELD = "scfast, map=Norm", "scfast, map=Relevance", "torch, map held"
+ALL_OURS = (OURS, OURS_RECEIVED, OURS_NORM, OURS_RELEVANCE)
 FLEX = "FlexAttention"
 #: Entries of a row; genes that sums are kept of, and tokens up to which a cell counts as small.
 STRONGEST, GENOME, SMALL_CELL = 16, 20_000, 256
@@ -81,6 +84,49 @@ def inputs(lengths: Sequence[int], heads: int, device: str, dtype: torch.dtype) 
 # scfast
 def colsum(x: Inputs) -> Answer:
     return {"sums": ops.attention_colsum(x.tensors["q"], x.tensors["k"], x.packing, x.weights)[0, 0]}
+
+
+def norm_of(x: Inputs) -> ops.Norm:
+    """Norms of the values, as if they were what each head adds to the stream; the inner products are made once."""
+    if OURS_NORM not in x.saved:
+        v = x.tensors["v"].float()
+        x.saved[OURS_NORM] = torch.einsum("jhd,jgd->jhg", v, v)
+    return ops.Norm(x.saved[OURS_NORM])
+
+
+def relevance_of(x: Inputs) -> ops.Relevance:
+    return ops.Relevance(x.tensors["v"], x.tensors["d_out"])
+
+
+def norm_colsum(x: Inputs) -> Answer:
+    return {
+        "norms": ops.attention_colsum(x.tensors["q"], x.tensors["k"], x.packing, x.weights, map=norm_of(x))[
+            0, 0
+        ]
+    }
+
+
+def relevance_colsum(x: Inputs) -> Answer:
+    sums = ops.attention_colsum(x.tensors["q"], x.tensors["k"], x.packing, x.weights, map=relevance_of(x))
+    return {"relevances": sums[0, 0]}
+
+
+def held_maps(x: Inputs) -> Answer:
+    """Column sums of maps [H, n, n] in the dtype of the inputs, cell by cell."""
+    split, found = x.packing.split_q, {"norms": [], "relevances": []}
+    gram = norm_of(x).gram
+    for q, k, v, d_out, products, weights in zip(
+        *(split(x.tensors[name]) for name in ("q", "k", "v", "d_out")),
+        split(gram),
+        split(x.weights),
+        strict=True,
+    ):
+        q, k, v, d_out = (part.transpose(0, 1) for part in (q, k, v, d_out))  # [H, n, D]
+        p = (q @ k.mT * HEAD_DIM**-0.5).softmax(-1)
+        square = torch.einsum("hij,jhg,gij->ij", p.float(), products, p.float())
+        found["norms"].append(weights @ square.clamp(min=0).sqrt())
+        found["relevances"].append(weights @ (p * (d_out @ v.mT)).clamp(min=0).float().mean(0))
+    return {name: torch.cat(parts) for name, parts in found.items()}
 
 
 def forward(x: Inputs, received: bool = False) -> Answer:
@@ -226,7 +272,8 @@ def contenders(op: str, dry: bool) -> dict[str, Contender]:
             f"{name} backward trick": partial(through_backward, attend, received=False)
             for name, attend in torch_s.items()
         }
-        return {OURS: colsum, **tricks, **forwards}
+        maps = {OURS_NORM: norm_colsum, OURS_RELEVANCE: relevance_colsum}
+        return {OURS: colsum, **maps, **tricks, **forwards}
     if op == "attention_forward":
         tricks = {
             f"{name} and backward trick": partial(through_backward, attend, received=True)
@@ -246,8 +293,17 @@ def exact(op: str, x: Inputs) -> Answer:
     given = {name: tensor.cpu() for name, tensor in x.tensors.items()}
     packing = x.packing.to("cpu")
     if op == "attention_colsum":
-        sums, _ = reference.attention_colsum(given["q"], given["k"], packing, x.weights.cpu()[None])
-        return {"sums": sums[0, 0]}
+        inputs = given["q"], given["k"], packing, x.weights.cpu()[None]
+        maps = {
+            "sums": None,
+            "norms": ops.Norm(norm_of(x).gram.cpu()),
+            "relevances": ops.Relevance(given["v"], given["d_out"]),
+        }
+        fusion = {"norms": "sum"}
+        return {
+            name: reference.attention_colsum(*inputs, map=map, heads=fusion.get(name, "mean"))[0][0, 0]
+            for name, map in maps.items()
+        }
     if op == "attention_forward":
         return reference.attention_forward(given["q"], given["k"], given["v"], packing)
     if op == "attention_matmul":

@@ -31,6 +31,14 @@ def run(dtype: torch.dtype, causal: bool) -> None:
     ops.attention_compare(q, k, d_out, v, packing, causal=causal)
     ids = torch.randint(-1, 50, (sum(LENGTHS),), generator=random).to("cuda")  # some repeat within a cell
     ops.attention_scatter(q, k, packing, ids, torch.zeros((50, 50), device="cuda"), causal=causal)
+    gram = torch.einsum("jhd,jgd->jhg", d_out.float(), d_out.float())
+    norm = ops.Norm(gram, gram[:, 0], gram[:, 0, 0], gram[:, 1, 1])
+    for map in (norm, ops.Relevance(v, d_out), ops.Relevance(v, d_out, lse=full.lse)):
+        for heads in (None, "none"):
+            if map is norm and heads:
+                map = ops.Norm(gram)
+            ops.attention_colsum(q, k, packing, map=map, heads=heads, causal=causal)
+            ops.attention_rowstats(q, k, packing, map=map, heads=heads, causal=causal)
     torch.cuda.synchronize()
 
 

@@ -42,6 +42,8 @@ ROUNDS = 20
 #: log-sum-exp first, so two passes); a backward pass has five products. A comparison has two maps.
 WORK = {
     ("attention_colsum", peers.OURS): (2, 2),
+    ("attention_colsum", peers.OURS_NORM): (2, 2),
+    ("attention_colsum", peers.OURS_RELEVANCE): (2, 3),
     ("attention_forward", peers.OURS): (1, 2),
     ("attention_forward", peers.OURS_RECEIVED): (2, 3),
     ("attention_backward", peers.OURS): (1, 5),
@@ -102,7 +104,8 @@ def errors(op: str, device: str, dry: bool) -> tuple[dict[str, Any], dict[str, s
     truth = peers.exact(op, data)
     found: dict[str, Any] = {}
     refused: dict[str, str] = {}
-    for name, run in peers.contenders(op, dry).items():
+    held = {peers.HELD: peers.held_maps} if op == "attention_colsum" else {}
+    for name, run in (peers.contenders(op, dry) | held).items():
         try:
             answer = run(data)
         except Exception as error:
@@ -118,7 +121,7 @@ def errors(op: str, device: str, dry: bool) -> tuple[dict[str, Any], dict[str, s
 def check(op: str, found: dict[str, Any]) -> list[str]:
     """Outputs of ours that are further off than twice the worst of torch's and a floor of rounding, or MOST_ALONE."""
     wrong = []
-    for name in (peers.OURS, peers.OURS_RECEIVED):
+    for name in peers.ALL_OURS:
         for output, error in found.get(name, {}).items():
             theirs = [x[output]["max"] for other, x in found.items() if "scfast" not in other and output in x]
             most = 2 * max(theirs) + 2e-6 if theirs else MOST_ALONE
@@ -196,7 +199,7 @@ def show(op: str, row: dict[str, Any]) -> None:
     """One line per contender of ours: time, and ratios to the floor and to torch."""
     found = row["contenders"]
     last_word = "backward" if op == "attention_backward" else "trick"
-    for name in (peers.OURS, peers.OURS_RECEIVED):
+    for name in peers.ALL_OURS:
         if name not in found:
             continue
         own = found[name]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import triton
 import triton.language as tl
-from scfast.kernels.visit import LOG2E, load_rows, padded, product, row_pointers, slice_of, store_rows
+from scfast.kernels.scores import LOG2E, load_rows, padded, product, row_pointers, slice_of, store_rows
 from triton.language import constexpr
 
 if TYPE_CHECKING:

@@ -1,18 +1,20 @@
 """attention_colsum: sums[r, hout, j] = sum_i row_weights[r, i] * A[i, j], A the fused map; float32.
 
 A row pass leaves shift and norm; the key-stationary pass adds up weight * norm * exp2(score - shift). The maps of the
-heads are added afterwards, in index order, unless the fusion (max, min) needs them side by side. The rollout step is
-a * (r'^T A) + (1 - a) * r' with r' = r / (a * rho + 1 - a), rho the row sums of A (Abnar & Zuidema 2020).
+heads are added afterwards, in index order, unless the fusion (max, min) or the map needs them side by side. The
+rollout step is a * (r'^T A) + (1 - a) * r' with r' = r / (a * rho + 1 - a), rho the row sums of A (Abnar & Zuidema
+2020).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import triton
 import triton.language as tl
-from scfast.kernels import attention_rowstats
-from scfast.kernels.visit import cell_at, padded, row_pointers
+from scfast.kernels import attention_rowstats, maps
+from scfast.kernels.scores import cell_at, padded, row_pointers
 from triton.language import constexpr
 
 if TYPE_CHECKING:
@@ -189,25 +191,37 @@ def sum_columns(batch: Batch, owners: int, sums: Any, weights: Any, strides: tup
         padded=constexpr(padded(n_sets)), norm=batch.where.norm if many and not fused else None,
         pitch=batch.where.pitch, sums=sums, slots=owners, total_k=sums.shape[2],
     )  # fmt: skip
-    visit = ("fused keys" if fused else "colsum") + (" many" if many else "")
+    visit = (f"{batch.visited} keys" if fused else "colsum") + (" many" if many else "")
     batch.visit_keys(visit, owners, args, MANY if many else ONE)
 
 
 def launch(
-    batch: Batch, weights: Any, fusion: str | None, factors: Any, residual: float | None, sums: Any, rho: Any
+    batch: Batch,
+    weights: Any,
+    fusion: str | None,
+    factors: Any,
+    residual: float | None,
+    kind: str,
+    tensors: Sequence[Any],
+    sums: Any,
+    rho: Any,
 ) -> None:
-    """Sums [R, Hout, Tk] from weights [R, Tq], contiguous; rho [Tq, Hout] if it is not None."""
+    """Sums [R, Hout, Tk] from weights [R, Tq], contiguous; rho [Tq, Hout] if it is not None.
+
+    Of a map, whose kind and tensors maps.py takes.
+    """
     n_sets, outs, total_k = sums.shape
     total_q, heads = weights.shape[1], batch.heads
-    linear, asked, stepping = fusion in (None, "sum"), rho is not None, residual is not None
+    linear = kind == "prob" and fusion in (None, "sum")
+    asked, stepping = rho is not None, residual is not None
     if stepping and not asked:
         rho = sums.new_empty((total_q, outs))
-    batch = batch.normalise(sums, None if asked and not linear else weights)
+    batch = maps.normalise(batch, tensors, sums, None if asked and not linear else weights)
     if not linear:
-        batch, factors = batch.fuse(str(fusion), heads, factors), None
+        batch, factors = maps.fuse(batch, kind, tensors, fusion, outs, factors), None
         if rho is not None:
             attention_rowstats.sum_rows(batch, None if asked else weights, rho)
-    owners = heads if linear else 1
+    owners = heads if linear else outs
     finished = not stepping and factors is None and owners == outs
     step = Step(
         rho=rho, known=constexpr(linear), weights=weights,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import triton
 import triton.language as tl
 from scfast.kernels.attention_rowstats import BLOCK, add_rows
-from scfast.kernels.visit import HIDDEN, load_rows, score_tile
+from scfast.kernels.scores import HIDDEN, load_rows, score_tile
 
 if TYPE_CHECKING:
     from scfast.kernels.batch import Batch

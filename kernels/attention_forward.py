@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import triton
 import triton.language as tl
 from scfast.kernels import attention_colsum
-from scfast.kernels.visit import HIDDEN, LN2, live_rows, load_rows, padded, row_pointers, store_rows
+from scfast.kernels.scores import HIDDEN, LN2, live_rows, load_rows, padded, row_pointers, store_rows
 from triton.language import constexpr
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import triton
 import triton.language as tl
-from scfast.kernels.visit import load_rows, padded, store_rows
+from scfast.kernels.scores import load_rows, padded, store_rows
 from triton.language import constexpr
 
 if TYPE_CHECKING:

@@ -8,11 +8,13 @@ Outputs that are None are not computed: attention_colsum takes the row sums alon
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import triton
 import triton.language as tl
-from scfast.kernels.visit import LN2, live_rows
+from scfast.kernels import maps
+from scfast.kernels.scores import LN2, live_rows
 
 if TYPE_CHECKING:
     from scfast.kernels.batch import Batch
@@ -99,29 +101,32 @@ def sum_rows(batch: Batch, weights: Any, row_sum: Any) -> None:
         sets=None if weights is None else weights.shape[0],
         outs=row_sum.shape[1], row_sum=row_sum, causal=batch.where.causal,
     )  # fmt: skip
-    batch.visit_rows("fused rows", row_sum.shape[1], args, ROWSTATS)
+    batch.visit_rows(f"{batch.visited} rows", row_sum.shape[1], args, ROWSTATS)
 
 
 def launch(
     batch: Batch,
     fusion: str | None,
     factors: Any,
+    kind: str,
+    tensors: Sequence[Any],
     entropy: Any,
     max: Any,
     self_weight: Any,
     row_sum: Any,
     total: Any,
 ) -> None:
-    """Statistics [Tq, Hout] and total [B, Hout]."""
+    """Statistics [Tq, Hout] and total [B, Hout] of a map, whose kind and tensors maps.py takes."""
     n_cells, outs = total.shape
-    if fusion is None and factors is None:
+    if kind == "prob" and fusion is None and factors is None:
         batch.softmax(entropy=entropy, max=max, self_weight=self_weight, row_sum=row_sum)
     else:
-        batch = batch.normalise(row_sum).fuse(fusion or "sum", batch.heads // outs, factors)
+        batch = maps.normalise(batch, tensors, row_sum)
+        batch = maps.fuse(batch, kind, tensors, fusion, outs, factors)
         args = Rowstats(
             weights=None, weights_row=None, sets=None, outs=outs, row_sum=row_sum, causal=batch.where.causal,
             entropy=entropy, max=max, self_weight=self_weight,
         )  # fmt: skip
-        batch.visit_rows("fused rows", outs, args, ROWSTATS)
+        batch.visit_rows(f"{batch.visited} rows", outs, args, ROWSTATS)
     if n_cells:
         add_rows[(n_cells, outs)](row_sum, total, batch.where.cu_seqlens_q, outs, BLOCK=BLOCK)

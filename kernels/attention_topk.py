@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import triton
 import triton.language as tl
-from scfast.kernels.visit import padded
+from scfast.kernels.scores import padded
 from triton.language import constexpr
 
 if TYPE_CHECKING:

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from scfast.kernels.attention_forward import SOFTMAX, Softmax
+from scfast.kernels.scores import Where
 from scfast.kernels.tiles import Tile, choose
-from scfast.kernels.visit import Where, visit_keys, visit_rows
+from scfast.kernels.visit import visit_keys, visit_rows
 from triton.language import constexpr
 
 
@@ -19,10 +20,12 @@ class Batch(NamedTuple):
     bits: int  # of an input element
     work_list: Callable[[str, int], Any]  # ("queries" or "keys", rows per tile) -> Where.tiles
     heads: int  # H
+    visited: str = "fused"  # what visits of fused heads are called in tiles.toml
+    widest: int = 0  # padded head dim of what a map multiplies beside q and k
 
     def tile(self, visit: str, width: int = 0) -> Tile:
         """The tile of a visit; ``width``: padded head dim of v, where it takes part."""
-        return choose(self.gpu, visit, self.bits, max(width, self.where.width.value))
+        return choose(self.gpu, visit, self.bits, max(width, self.widest, self.where.width.value))
 
     def visit_rows(
         self, visit: str, owners: int, args: Any, epilogue: dict[str, Any], width: int = 0, **where: Any

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
 import torch
 
 from scfast import ops, reference
-from tests.ops import test_attention_backward, test_attention_colsum, test_attention_forward
+from tests.ops import (
+    test_attention_backward,
+    test_attention_colsum,
+    test_attention_forward,
+    test_map_kernels,
+)
 from tests.ops.helpers import (
     DTYPES,
     OPTION_SETS,
@@ -83,3 +89,38 @@ def test_shapes_cuda(shape: str, dtype: torch.dtype) -> None:
 def test_options_cuda(wanted: dict[str, Any], half: torch.dtype) -> None:
     for dtype in (torch.float32, half):
         check(with_options(wanted, dtype, heads=4, kv_heads=2, dim=24, dim_v=16))
+
+
+def moved(x: Any, device: str) -> Any:
+    """A tensor, or a map, on a device; anything else as it is."""
+    if isinstance(x, ops.Norm | ops.Relevance):
+        return replace(x, **{field.name: moved(getattr(x, field.name), device) for field in fields(x)})
+    return x.to(device) if isinstance(x, torch.Tensor) else x
+
+
+def on_the_device(op: Callable[..., Any], device: str = "cuda") -> Callable[..., Any]:
+    """The op with its tensors carried there, and its results back."""
+
+    def call(q: torch.Tensor, k: torch.Tensor, packing: Any, *rest: Any, **options: Any) -> Any:
+        there = [moved(x, device) for x in (q, k, packing.to(device), *rest)]
+        found = op(*there, **{name: moved(x, device) for name, x in options.items()})
+        back = [x.cpu() for x in found]
+        return found._make(back) if hasattr(found, "_make") else tuple(back)
+
+    return call
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", test_map_kernels.KINDS)
+def test_maps_cuda(kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fused and by themselves, with the log-sum-exp and without; up to three blocks of heads."""
+    for op in ("attention_colsum", "attention_rowstats"):
+        monkeypatch.setattr(test_map_kernels, op, on_the_device(getattr(ops, op)))
+    monkeypatch.setattr(test_map_kernels, "every_instruction_set", lambda: iter(["cuda"]))
+    for heads, lse in ((4, True), (18, False)):
+        case = make_case(
+            [7, 0, 130, 1, 65], heads=heads, kv_heads=heads // 2, dim=64, dtype=dtype, causal=lse
+        )
+        test_map_kernels.check(case, test_map_kernels.make_map(kind, case, lse), residual=0.5)
+        if kind != "diagonal":
+            test_map_kernels.check(case, test_map_kernels.make_map(kind, case, lse), "none")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from scfast import ops
 from scfast.ops import (
     Norm,
     Prob,
@@ -17,7 +18,8 @@ from scfast.ops import (
     attention_forward,
     attention_rowstats,
 )
-from scfast.ops._dispatch import BackendError
+from scfast.ops._dispatch import MAPS, BackendError
+from scfast.ops._maps import TAKE_MAPS
 from scfast.reference._maps import fuse_heads
 from tests.ops.helpers import make_case, row_weights
 from tests.ops.materialised_maps import (
@@ -227,13 +229,37 @@ def test_what_has_no_meaning_is_refused(op: str) -> None:
 
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("kind", ["norm", "relevance", "signed relevance"])
-def test_a_backend_without_a_kernel_says_so(op: str, kind: str) -> None:
+def test_a_backend_without_a_kernel_says_so(op: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MAPS, "triton", ())
     case = make_case([5], heads=4, dim=8)
     map = Norm(torch.zeros(5, 4, 4)) if kind == "norm" else relevance_of(case, kind != "relevance")
     with pytest.raises(BackendError, match=f"no backend runs {op} of the map '{kind}' on q") as refusal:
         OPS[op](case.q, case.k, case.packing, map=map, backend="triton")
     assert f"{op} has no kernel for the map '{kind}'" in str(refusal.value)
     assert "backend='reference'" in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "op", [op for op in ops.__all__ if op.startswith("attention_") and op not in TAKE_MAPS]
+)
+def test_ops_of_probabilities_refuse_other_maps_by_name(op: str) -> None:
+    case = make_case([5], heads=4, dim=8)
+    for map in (Norm(torch.zeros(5, 4, 4)), relevance_of(case)):
+        name = type(map).__name__
+        text = (
+            rf"{op} takes the probabilities of attention alone, not map={name}\(...\): leave map out, or call"
+        )
+        with pytest.raises(ValueError, match=text):
+            getattr(ops, op)(map=map)
+    with pytest.raises(TypeError, match=r"map must be scfast.ops.Prob\(\), .* got str"):
+        getattr(ops, op)(map="norm")
+
+
+def test_probabilities_may_be_named() -> None:
+    case = make_case([5], heads=4, dim=8)
+    named = ops.attention_topk(case.q, case.k, case.packing, 2, map=ops.Prob())
+    assert torch.equal(named.keys, ops.attention_topk(case.q, case.k, case.packing, 2).keys)
+    assert set(OPS) == set(TAKE_MAPS)
 
 
 def test_fields_of_the_statistics() -> None:

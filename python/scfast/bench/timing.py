@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeVar
 
 import torch
@@ -31,6 +32,11 @@ class Inputs:
     out: torch.Tensor
     lse: torch.Tensor  # float32 [T, H]
     weights: torch.Tensor  # float32 [3, T]
+
+    @cached_property
+    def gram(self) -> torch.Tensor:
+        """[T, H, H]: inner products of the values of every token's heads, for maps of norms."""
+        return torch.einsum("jhd,jgd->jhg", self.v.float(), self.v.float())
 
     @classmethod
     def random(

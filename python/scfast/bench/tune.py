@@ -46,15 +46,37 @@ def _forward(x: Inputs, backend: str) -> Answer:
     return full.out, full.lse
 
 
-def _colsum(x: Inputs, backend: str, *, many: bool = False, heads: str = "mean") -> Answer:
-    weights = x.weights if many else x.weights[0]
-    sums = ops.attention_colsum(x.q, x.k, x.packing, weights, heads=heads, backend=backend)
+def _norm(x: Inputs) -> ops.Norm:
+    return ops.Norm(x.gram, lse=x.lse)
+
+
+def _relevance(x: Inputs) -> ops.Relevance:
+    return ops.Relevance(x.v, x.d_out, lse=x.lse)
+
+
+def _colsum(
+    x: Inputs,
+    backend: str,
+    *,
+    many: bool = False,
+    heads: str | None = None,
+    map: Callable[[Inputs], ops.Norm | ops.Relevance] | None = None,
+) -> Answer:
+    weights, of = x.weights if many else x.weights[0], None if map is None else map(x)
+    sums = ops.attention_colsum(x.q, x.k, x.packing, weights, map=of, heads=heads, backend=backend)
     assert isinstance(sums, torch.Tensor)
     return (sums,)
 
 
-def _rowstats(x: Inputs, backend: str) -> Answer:
-    return tuple(ops.attention_rowstats(x.q, x.k, x.packing, heads="mean", backend=backend))
+def _rowstats(
+    x: Inputs,
+    backend: str,
+    *,
+    heads: str | None = "mean",
+    map: Callable[[Inputs], ops.Norm | ops.Relevance] | None = None,
+) -> Answer:
+    of = None if map is None else map(x)
+    return tuple(ops.attention_rowstats(x.q, x.k, x.packing, map=of, heads=heads, backend=backend))
 
 
 def _matmul(x: Inputs, backend: str) -> Answer:
@@ -96,6 +118,12 @@ VISITS: dict[str, Callable[[Inputs, str], Answer]] = {
     "compare": _compare,
     "topk": _topk,
     "scatter": _scatter,
+    "norm rows": partial(_rowstats, map=_norm, heads=None),
+    "norm keys": partial(_colsum, map=_norm),
+    "norm keys many": partial(_colsum, map=_norm, many=True),
+    "relevance rows": partial(_rowstats, map=_relevance),
+    "relevance keys": partial(_colsum, map=_relevance),
+    "relevance keys many": partial(_colsum, map=_relevance, many=True),
     "backward rows": _backward,
     "backward keys": _backward,
 }
@@ -153,7 +181,7 @@ class Proposal:
 
     def row(self, date: datetime.date | None = None) -> str:
         """A row for tiles.toml."""
-        from scfast.kernels.visit import padded
+        from scfast.kernels.scores import padded
 
         tile = {name: getattr(self.best, name) for name in ("queries", "keys", "warps", "stages")}
         now = ", ".join(f"{value} {name}" for name, value in self.present._asdict().items() if name in tile)
@@ -259,7 +287,7 @@ def tune(shape: Shape, gpu: str, bench: Bench, where: str = "") -> Proposal:
         What the row will say of the machine.
     """
     from scfast.kernels import tiles
-    from scfast.kernels.visit import padded
+    from scfast.kernels.scores import padded
 
     present = tiles.choose(gpu, shape.visit, shape.bits, padded(shape.dim))
     first = bench.times([present], FIRST_ROUNDS)

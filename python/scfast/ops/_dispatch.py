@@ -26,7 +26,7 @@ BACKENDS: dict[str, Callable[..., list[str]]] = {
 }
 #: Kinds of map beside "prob" that a backend's kernels take; a backend that is not listed takes none.
 MAPS: dict[str, tuple[str, ...]] = dict.fromkeys(
-    ("cpu", "reference"), ("norm", "relevance", "signed relevance")
+    ("cpu", "triton", "reference"), ("norm", "relevance", "signed relevance")
 )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
@@ -12,6 +14,33 @@ from scfast.packing import Packing
 
 #: How the ops that take a map receive it: its kind, and the tensors that :func:`map_tensors` lists.
 MAP = "str map, Tensor?[] map_tensors"
+#: Ops that take any map; the others reduce probabilities.
+TAKE_MAPS = ("attention_colsum", "attention_rowstats")
+
+_Given = ParamSpec("_Given")
+_Result = TypeVar("_Result")
+
+
+def probabilities_alone(op: Callable[_Given, _Result]) -> Callable[_Given, _Result]:
+    """Make an op that reduces probabilities refuse ``map=`` by name; :class:`Prob` is what it takes anyway."""
+
+    @wraps(op)
+    def refuse(*args: _Given.args, **kwargs: _Given.kwargs) -> _Result:
+        map = kwargs.pop("map", None)
+        if isinstance(map, (Norm, Relevance)):
+            raise ValueError(
+                f"{op.__name__} takes the probabilities of attention alone, not map={type(map).__name__}(...): leave "
+                f"map out, or call {' or '.join(TAKE_MAPS)}"
+            )
+        if map is not None and not isinstance(map, Prob):
+            raise _unknown(map)
+        return op(*args, **kwargs)
+
+    return refuse
+
+
+def _unknown(map: object) -> TypeError:
+    return TypeError(f"map must be scfast.ops.Prob(), Norm(...) or Relevance(...), got {type(map).__name__}")
 
 
 def check_map(
@@ -32,7 +61,7 @@ def check_map(
         return _check_norm(map, q, k, packing, heads), heads or "sum"
     if isinstance(map, Relevance):
         return _check_relevance(map, q, k, packing), default if heads is None else heads
-    raise TypeError(f"map must be scfast.ops.Prob(), Norm(...) or Relevance(...), got {type(map).__name__}")
+    raise _unknown(map)
 
 
 def _check_norm(map: Norm, q: torch.Tensor, k: torch.Tensor, packing: Packing, heads: str | None) -> Norm:

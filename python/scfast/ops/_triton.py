@@ -70,6 +70,13 @@ def batch(q: torch.Tensor, k: torch.Tensor, packing_and_score: Sequence[Any]) ->
     return _batch(_cpu.dense_rows(q), _cpu.dense_rows(k), *packing_and_score)
 
 
+def map_tensors(kind: str, tensors: list[torch.Tensor | None]) -> list[torch.Tensor | None]:
+    """The tensors of a map as kernels take them: v and d_out with unit stride along the head dim."""
+    if "relevance" not in kind:
+        return tensors
+    return [*(_cpu.dense_rows(x) for x in tensors[:2] if x is not None), *tensors[2:]]
+
+
 def fusion(
     q: torch.Tensor, heads: str, head_weights: torch.Tensor | None
 ) -> tuple[str | None, torch.Tensor | None]:
@@ -97,7 +104,7 @@ def _batch(
     from triton.language import constexpr
 
     from scfast.kernels.batch import Batch
-    from scfast.kernels.visit import Where, padded, slice_of
+    from scfast.kernels.scores import Where, padded, slice_of
 
     total_q, n_heads, dim = q.shape
     bits, width = 8 * q.element_size(), padded(dim)
@@ -112,6 +119,7 @@ def _batch(
         shift=None, norm=None, pitch=-(-max(total_q, 1) // 16) * 16, factors=None,
         span=constexpr(1), group=constexpr(n_heads // k.shape[1]), dim=constexpr(dim), width=constexpr(width),
         causal=constexpr(causal), fusion=constexpr("none"), slice=constexpr(slice_of(bits, width)),
+        kind=constexpr("prob"), map=None,
         precision=constexpr(PRECISION[torch.get_float32_matmul_precision()]),
     )  # fmt: skip
 

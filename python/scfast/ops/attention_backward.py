@@ -11,6 +11,7 @@ from scfast.ops import _cpu, _triton
 from scfast.ops._checks import check_gradient, check_qk, check_score, check_v
 from scfast.ops._dispatch import choose
 from scfast.ops._library import LIBRARY, PACKING, SCORE
+from scfast.ops._maps import probabilities_alone
 from scfast.packing import Packing
 
 LIBRARY.define(
@@ -27,6 +28,7 @@ class AttentionGradients(NamedTuple):
     dv: torch.Tensor
 
 
+@probabilities_alone
 def attention_backward(
     d_out: torch.Tensor,
     q: torch.Tensor,

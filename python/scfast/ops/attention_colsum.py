@@ -129,12 +129,13 @@ def _cpu_impl(q: torch.Tensor, k: torch.Tensor, *rest: Any) -> tuple[torch.Tenso
 
 
 def _triton_impl(q: torch.Tensor, k: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    *packing_and_score, row_weights, heads, head_weights, residual, row_sums, _, _ = rest
+    *packing_and_score, row_weights, heads, head_weights, residual, row_sums, kind, tensors = rest
     sums, rho = _allocate(q, k, row_weights, heads, row_sums)
     fusion, factors = _triton.fusion(q, heads, head_weights)
     _triton.launch(
         "attention_colsum", q, k, packing_and_score,
-        row_weights.contiguous(), fusion, factors, residual, sums, rho if row_sums else None,
+        row_weights.contiguous(), fusion, factors, residual, kind, _triton.map_tensors(kind, tensors),
+        sums, rho if row_sums else None,
     )  # fmt: skip
     return sums, rho
 

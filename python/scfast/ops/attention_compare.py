@@ -11,6 +11,7 @@ from scfast.ops import _cpu, _triton
 from scfast.ops._checks import check_qk, check_score
 from scfast.ops._dispatch import choose
 from scfast.ops._library import LIBRARY, PACKING, SCORE
+from scfast.ops._maps import probabilities_alone
 from scfast.packing import Packing
 
 _SCORES = ", ".join(part + str(model) for model in (1, 2) for part in SCORE.split(", "))
@@ -36,6 +37,7 @@ class MapProducts(NamedTuple):
         return self.dot / (self.square1.sqrt() * self.square2.sqrt())
 
 
+@probabilities_alone
 def attention_compare(
     q1: torch.Tensor,
     k1: torch.Tensor,

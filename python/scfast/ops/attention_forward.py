@@ -11,6 +11,7 @@ from scfast.ops import _cpu, _triton
 from scfast.ops._checks import check_qk, check_score, check_v
 from scfast.ops._dispatch import choose
 from scfast.ops._library import LIBRARY, PACKING, SCORE
+from scfast.ops._maps import probabilities_alone
 from scfast.packing import Packing
 
 LIBRARY.define(
@@ -29,6 +30,7 @@ class AttentionOutput(NamedTuple):
     max: torch.Tensor | None
 
 
+@probabilities_alone
 def attention_forward(
     q: torch.Tensor,
     k: torch.Tensor,

@@ -11,6 +11,7 @@ from scfast.ops import _cpu, _triton
 from scfast.ops._checks import check_heads, check_linear, check_qk, check_score, check_x
 from scfast.ops._dispatch import choose
 from scfast.ops._library import LIBRARY, PACKING, SCORE
+from scfast.ops._maps import probabilities_alone
 from scfast.packing import Packing
 
 LIBRARY.define(
@@ -18,6 +19,7 @@ LIBRARY.define(
 )
 
 
+@probabilities_alone
 def attention_matmul(
     q: torch.Tensor,
     k: torch.Tensor,

@@ -129,10 +129,15 @@ def _cpu_impl(
 def _triton_impl(
     q: torch.Tensor, k: torch.Tensor, cu_seqlens_q: torch.Tensor, *rest: Any
 ) -> tuple[torch.Tensor, ...]:
-    *packing_and_score, heads, head_weights, _, _ = rest
+    *packing_and_score, heads, head_weights, kind, tensors = rest
     results = _allocate(q, cu_seqlens_q, heads)
     fusion, factors = _triton.fusion(q, heads, head_weights)
-    _triton.launch("attention_rowstats", q, k, (cu_seqlens_q, *packing_and_score), fusion, factors, *results)
+    _triton.launch(
+        "attention_rowstats", q, k, (cu_seqlens_q, *packing_and_score),
+        fusion, factors, kind, _triton.map_tensors(kind, tensors), *results,
+    )  # fmt: skip
+    if kind == "signed relevance":
+        results[0].fill_(torch.nan)
     return results
 
 

@@ -20,6 +20,7 @@ from scfast.ops._checks import (
 )
 from scfast.ops._dispatch import choose
 from scfast.ops._library import LIBRARY, PACKING, SCORE
+from scfast.ops._maps import probabilities_alone
 from scfast.packing import Packing
 
 #: Above every id: of tokens that are not counted.
@@ -31,6 +32,7 @@ LIBRARY.define(
 )
 
 
+@probabilities_alone
 def attention_scatter(
     q: torch.Tensor,
     k: torch.Tensor,

@@ -11,6 +11,7 @@ from scfast.ops import _cpu, _triton
 from scfast.ops._checks import check_heads, check_qk, check_score
 from scfast.ops._dispatch import choose
 from scfast.ops._library import LIBRARY, PACKING, SCORE
+from scfast.ops._maps import probabilities_alone
 from scfast.packing import Packing
 
 LIBRARY.define(
@@ -30,6 +31,7 @@ class TopKeys(NamedTuple):
     keys: torch.Tensor
 
 
+@probabilities_alone
 def attention_topk(
     q: torch.Tensor,
     k: torch.Tensor,
