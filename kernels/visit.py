@@ -64,24 +64,25 @@ def visit_keys(
     j = first + tl.arange(0, KEYS)
     key, seen = first_key + first, j < n_keys
     state = INIT(args, key, seen, owner, QUERIES)
-    # Tiles of [full, tail) need no masks. Heads that are fused take one loop, masked: each of its turns is long.
-    begin, full, tail = 0, 0, 0 if where.fusion != "none" else n_queries // QUERIES * QUERIES
+    # Tiles of [full, tail) need no masks. Maps of more than probabilities take one loop, masked: its turns are long.
+    once: tl.constexpr = where.kind != "prob"
+    begin, full, tail = 0, 0, 0 if once else n_queries // QUERIES * QUERIES
     if where.causal:  # queries before begin see none of these keys, from full on all of them
         begin = tl.maximum(first - offset, 0) // QUERIES * QUERIES
         last = tl.minimum(first + KEYS, n_keys) - 1
         full = tl.maximum(tl.cdiv(tl.maximum(last - offset, 0), QUERIES) * QUERIES, begin)
-        tail = begin if where.fusion != "none" else tl.maximum(tail, full)
+        tail = begin if once else tl.maximum(tail, full)
     for n in range(0, where.span if where.fusion == "none" else 1):
         head = owner * where.span + n if where.fusion == "none" else owner
         k = load_rows(
             where.k, key, seen, where.k_row, where.k_head, head // where.group, where.dim, where.width
         )
-        if where.causal and where.fusion == "none":
+        if where.causal and not once:
             state = _pass_queries(
                 where, args, state, k, begin, tl.minimum(full, n_queries), first_query, n_queries, offset, j, key,
                 seen, head, ROWS, TILE, QUERIES, True,
             )  # fmt: skip
-        if where.fusion == "none":
+        if not once:
             state = _pass_queries(
                 where, args, state, k, full, tail, first_query, n_queries, offset, j, key, seen, head,
                 ROWS, TILE, QUERIES, False,
@@ -141,10 +142,10 @@ def visit_rows(
         end = tl.minimum(tl.maximum(first + QUERIES + offset, 0), n_keys)
         unmasked = tl.minimum(tl.maximum(first + offset + 1, 0), n_keys)
     end = tl.where(tl.max(live.to(tl.int32), 0) > 0, end, 0)
-    # From here on tiles are masked; all of them, in one loop, where heads are fused.
-    unmasked = 0 if where.fusion != "none" else tl.minimum(unmasked, end) // KEYS * KEYS
+    once: tl.constexpr = where.kind != "prob"  # as in visit_keys
+    unmasked = 0 if once else tl.minimum(unmasked, end) // KEYS * KEYS  # from here on tiles are masked
     q = load_rows(where.q, row, live, where.q_row, where.q_head, head, where.dim, where.width)
-    if where.fusion == "none":
+    if not once:
         state = _pass_keys(
             where, args, state, q, 0, unmasked, first_key, n_keys, offset, i, row, live, head,
             TILE, KEYS, False,
