@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import triton
 import triton.language as tl
-from scfast.kernels.visit import fused_tile
+from scfast.kernels.maps import fused_tile
 
 if TYPE_CHECKING:
     from scfast.kernels.batch import Batch
