@@ -101,7 +101,7 @@ struct BandWorker {
       const int left = band.rows - s * kLanes;
       strips.map = map[s];
       const Strip strip = strips.visit(band.row + s * kLanes, left < kLanes ? left : kLanes);
-      settle(&strips.owed);
+      if (s + 1 < n_strips) settle(&strips.owed); // the last is, block by block, as its keys are added
       keys[s] = strip.keys, lanes[s] = strip.lanes, rows[s] = strip.rows;
     }
   }
@@ -125,6 +125,7 @@ struct BandWorker {
     }
     T* next = row_of<T>(band.cell, 0);
     for (int key = 0; key < band.cell.keys; key++) {
+      if (key % kKeys == 0 && key < keys[n_strips - 1]) strips.block(key);
       T* to = next;
       next = row_of<T>(band.cell, key + 1);
       // The next key's lines are asked for between the additions: all at once, they hold up what is there already.
