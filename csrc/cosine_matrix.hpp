@@ -21,7 +21,7 @@ struct MatrixJob {
   }
   void rows(int64_t, int64_t) {}
 
-  AskForNothing steps(int) const { return {}; }
+  NoStep steps(int) const { return {}; }
 
   void tile(const PairTile& t) {
     for (int r = 0; r < t.rows; r++)

@@ -10,6 +10,11 @@ constexpr int kTileVectors = 3;                  // with KT rows they fill the r
 constexpr int kTileColumns = kTileVectors * W;   // rows of y of a tile
 constexpr int kDepthBlock = 96;                 // words: that much of a panel of columns, 18 KB, stays in L1
 
+// What a job does while a product runs, step by step of its depth: nothing.
+struct NoStep {
+  inline __attribute__((always_inline)) void operator()(int) const {}
+};
+
 // c[row][column] (+)= sum_d a[d][row] * b[d][column]; the last block of the depth leaves similarities: times the
 // factors (of bfloat16 only: float32 rows have length 1), within [-1, 1], NaN as it is. A sixth of what the processor
 // can issue is left over: step(d) uses it.

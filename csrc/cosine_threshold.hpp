@@ -43,7 +43,7 @@ struct ThresholdJob {
     stopped = __atomic_load_n(total, __ATOMIC_RELAXED) > a.most || __atomic_load_n(failed, __ATOMIC_RELAXED);
   }
 
-  AskForNothing steps(int) const { return {}; }
+  NoStep steps(int) const { return {}; }
 
   void tile(const PairTile& t) {
     if (stopped) return;

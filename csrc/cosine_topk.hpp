@@ -130,7 +130,7 @@ struct CosineTopkJob {
     row.begin(lists, x0 + first, last - first);
   }
 
-  AskForNothing steps(int) const { return {}; }
+  NoStep steps(int) const { return {}; }
 
   void tile(const PairTile& t) {
     const int first = (int)(t.row - row0), left = (int)(t.col - col0);
