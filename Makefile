@@ -31,10 +31,11 @@ help:
 demo: setup
 	$(BIN)/scfast demo
 
-# PYTEST chooses what runs: make test PYTEST="tests/ops -x"
+# PYTEST chooses what runs: make test PYTEST="tests/ops -x". A process for each core; the tests of a file stay together,
+# because some share what is slow to make, and files keep their order: the slowest comes early.
 PYTEST ?= tests
 test: setup
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 # Only after the op tests: a wrong kernel has no speed. DATA: a folder with cells/ and geneformer/ (end to end only).
 DATA ?= $(SCFAST_TEST_DATA)
@@ -63,7 +64,7 @@ CHECKED := .venv-sanitize
 SANITIZED = LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 OMP_WAIT_POLICY=passive
 sanitize: $(CHECKED)/.installed
-	$(SANITIZED) $(CHECKED)/bin/python -m pytest tests/ops -q --capture=sys -p no:cacheprovider \
+	$(SANITIZED) $(CHECKED)/bin/python -m pytest tests/ops -q -n auto --capture=sys -p no:cacheprovider \
 	  -k "not compile and not opcheck and not bad_input and not norm_memory and not (fusions and mixed)"
 
 setup: $(ENV)/.installed
