@@ -71,9 +71,10 @@ def test_logistic_regression_equals_scikit_learn(inverse_penalty):
     states, _ = standardise(states, states)
     theirs = LogisticRegression(C=inverse_penalty, tol=1e-8, max_iter=5000).fit(states, labels)
     coef, intercept = fit_logistic(states, labels, 4, inverse_penalty=inverse_penalty)
-    np.testing.assert_allclose(coef, theirs.coef_, atol=2e-3)
+    # Two optimisers that stop near the same optimum: 1.1e-4 and 3e-5 apart here, at most.
+    np.testing.assert_allclose(coef, theirs.coef_, atol=5e-4)
     np.testing.assert_allclose(
-        intercept - intercept.mean(), theirs.intercept_ - theirs.intercept_.mean(), atol=5e-3
+        intercept - intercept.mean(), theirs.intercept_ - theirs.intercept_.mean(), atol=2e-4
     )
     mine = np.argmax(states @ coef.T + intercept, axis=1)
     assert np.mean(mine == theirs.predict(states)) > 0.995
