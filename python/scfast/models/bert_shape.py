@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-import torch
-from torch.nn import functional
+from scfast.models.encoder import ACTIVATIONS
 
-#: ``hidden_act`` of config.json -> the function; relu works in place.
-ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "relu": torch.relu_,
-    "gelu": functional.gelu,
-    "gelu_new": partial(functional.gelu, approximate="tanh"),
-    "gelu_pytorch_tanh": partial(functional.gelu, approximate="tanh"),
-}
 #: What the names of the masked-gene head start with.
 HEAD = "cls.predictions."
 

@@ -14,13 +14,14 @@ from scipy import sparse
 
 from scfast import ops
 from scfast.models import checkpoint, dictionaries
-from scfast.models.base import AttentionSource, TokenBytes, TokenKind, Tokens
+from scfast.models.base import TokenBytes, TokenKind, Tokens
 from scfast.models.bert import BertEncoder
 from scfast.models.bert_shape import BertShape
 from scfast.models.counts import as_csr, totals_of
 from scfast.models.dictionaries import Dictionaries, Table
 from scfast.models.gene_ids import COLUMNS, GeneMatch, match_genes
 from scfast.models.heads import sequence_classes, to_transformers
+from scfast.models.packed import PackedSource
 from scfast.models.targets import check_target, target_values
 from scfast.observables.target import Target, TargetLike
 from scfast.packing import Packing
@@ -122,7 +123,7 @@ def load(
     return GeneformerSource(f"geneformer:{folder.resolve().name}", encoder, tables, config)
 
 
-class GeneformerSource(AttentionSource):
+class GeneformerSource(PackedSource):
     """A Geneformer, ready to tokenise counts and to run under a recorder. Made by :func:`load`.
 
     Attributes
@@ -244,38 +245,13 @@ class GeneformerSource(AttentionSource):
             "packing": Packing.from_lengths(lengths.tolist()),
         }
 
-    def forward(self, tokens: Tokens, recorder: Recorder) -> None:
-        """Run the encoder over all cells at once; the recorder computes the attention.
+    def encode(self, tokens: Tokens, recorder: Recorder) -> torch.Tensor | None:
+        """Embed the tokens and run the layers over them."""
+        return self.encoder.forward(tokens, recorder, self.block_tokens)
 
-        Tokens on another device are copied to that of the model; what is recorded stays there. Gradients flow only
-        where the recorder has a target, and never to the weights.
-
-        Raises
-        ------
-        ValueError
-            When a cell is longer than the model's context.
-        """
-        longest = max(tokens.lengths, default=0)
-        if longest > self.max_tokens:
-            raise ValueError(
-                f"a cell has {longest} tokens; {self.name} takes {self.max_tokens}: tokenise with it"
-            )
-        tokens = tokens.to(self.device)
-        target = None if recorder.target is None else self.check_target(recorder.target, recorder.gene_names)
-        for _ in range(recorder.passes(self.n_layers)):
-            with torch.set_grad_enabled(target is not None):
-                recorder.begin(
-                    self.n_layers,
-                    tokens.packing,
-                    kind=tokens.kind,
-                    gene_index=tokens.gene_index,
-                    cls_position=self.cls_position,
-                )
-                states = self.encoder.forward(tokens, recorder, self.block_tokens)
-                if target is not None:
-                    assert states is not None
-                    recorder.differentiate(target_values(target, self.encoder, self.classes, tokens, states))
-                recorder.finish()
+    def target_values(self, target: Target, tokens: Tokens, states: torch.Tensor) -> torch.Tensor:
+        """The logit of a class or a gene of every cell, float32 [B], from the last states [T, d]."""
+        return target_values(target, self.encoder, self.classes, tokens, states)
 
     def check_target(self, target: TargetLike, gene_names: Sequence[str] | None = None) -> Target:
         """The target with all that :meth:`forward` needs to know of it.
@@ -305,23 +281,8 @@ class GeneformerSource(AttentionSource):
         return self._with(f"{self.name}:untrained", encoder)
 
     def bytes_per_token(self) -> TokenBytes:
-        """What one token costs in memory; the activations are the wider of attention and feed-forward.
-
-        In blocks: the states around a layer, k and v are whole; a kept layer is what entered it; of a block there are
-        its queries, attention output, feed-forward part, and three states between them.
-        """
-        shape, size = self.encoder.shape, self.dtype.itemsize
-        d, heads = shape.hidden, 8 * shape.n_heads
-        up = shape.intermediate * (1 if shape.activation == "relu" else 2)
-        if self.block_tokens is None:
-            return TokenBytes(
-                activations=size * max(6 * d, 2 * d + up) + heads, qk_per_layer=size * 2 * d, hidden=size * d,
-                graph_per_layer=size * 4 * d + heads,  # values, output, its gradient, state
-            )  # fmt: skip
-        block = self.block_tokens * (size * (5 * d + up) + heads)
-        return TokenBytes(
-            activations=size * 4 * d + heads, qk_per_layer=size * d, hidden=size * d, block=block
-        )
+        """What one token costs in memory, whole or in blocks (:meth:`PackedEncoder.bytes_per_token`)."""
+        return self.encoder.packed.bytes_per_token(self.block_tokens)
 
     @property
     def classes(self) -> list[str]:
