@@ -18,6 +18,7 @@ COMMANDS = {
     "finetune": "Train a Geneformer to tell classes of cells apart, and test it.",
     "demo": "Real blood cells, from counts to the genes a transformer attends to.",
     "bench": "Time the attention ops here, or tune the kernels of this GPU.",
+    "models": "Which models are supported, the files they need, and what a cell costs.",
     "doctor": "What this machine has, and which backend each op takes.",
 }
 

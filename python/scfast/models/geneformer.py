@@ -17,6 +17,7 @@ from scfast.models import checkpoint, dictionaries
 from scfast.models.base import TokenBytes, TokenKind, Tokens
 from scfast.models.bert import BertEncoder
 from scfast.models.bert_shape import BertShape
+from scfast.models.cards import Card, Shape
 from scfast.models.counts import as_csr, totals_of
 from scfast.models.dictionaries import Dictionaries, Table
 from scfast.models.gene_ids import COLUMNS, GeneMatch, match_genes
@@ -37,6 +38,27 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 TARGET_SUM = 1e4
 
 Version = Literal["V1", "V2"]
+
+CARD = Card(
+    title="Geneformer V1 and V2",
+    files=(
+        ("config.json", "of a BERT"),
+        ("model.safetensors or pytorch_model.bin", "weights, also sharded"),
+        ("token_dictionary*", "gene -> token, as pickle, JSON or CSV"),
+        ("gene_median_dictionary*", "gene -> non-zero median, or a column of the token table"),
+        ("gene_name_id_dict*", "symbol -> Ensembl id; may be absent"),
+        ("ensembl_mapping_dict*", "old Ensembl id or alias -> Ensembl id; V2, may be absent"),
+    ),
+    shapes=(
+        Shape("V1-10M", 6, 4, 64, 2048),
+        Shape("V1-40M", 12, 8, 64, 2048),
+        Shape("gc95M, 12 layers", 12, 8, 64, 4096),
+        Shape("gc95M, 20 layers", 20, 14, 64, 4096),
+        Shape("V2-104M", 12, 12, 64, 4096),
+        Shape("V2-316M", 18, 18, 64, 4096),
+    ),
+    notes=("Also what scfast pretrain and scfast finetune write.",),
+)
 
 
 def load(
