@@ -13,6 +13,7 @@
 #ifdef SCFAST_CUDA_ARCHITECTURES
 #include "cuda_info.hpp"
 #endif
+#include "bin_values.hpp"
 #include "isa.hpp"
 #include "rank_values.hpp"
 
@@ -270,6 +271,36 @@ NB_MODULE(_kernels, m) {
       return rank_values(in, limit, avx512, at<int64_t>(n_expressed), at<int64_t>(n_in_vocabulary),
                          at<int32_t>(token_ids), at<int32_t>(columns));
     });
+  });
+
+  nb::class_<BinInput>(m, "BinInput")
+      .def(
+          "__init__",
+          [](BinInput* in, uintptr_t indptr, uintptr_t indices, uintptr_t data, bool wide_indices, int count_type,
+             int64_t n_cells, int mode, int n_bins, uintptr_t scales, double cutoff, uintptr_t levels, int n_levels,
+             uint64_t seed, uintptr_t row_ids, uintptr_t uniforms, int threads) {
+            new (in) BinInput{at<int64_t>(indptr),
+                              at<void>(indices),
+                              at<void>(data),
+                              wide_indices,
+                              count_type,
+                              n_cells,
+                              mode,
+                              n_bins,
+                              at<double>(scales),
+                              cutoff,
+                              at<double>(levels),
+                              n_levels,
+                              seed,
+                              at<int64_t>(row_ids),
+                              at<double>(uniforms),
+                              threads};
+          },
+          nb::kw_only(), "indptr"_a, "indices"_a, "data"_a, "wide_indices"_a, "count_type"_a, "n_cells"_a, "mode"_a,
+          "n_bins"_a, "scales"_a, "cutoff"_a, "levels"_a, "n_levels"_a, "seed"_a, "row_ids"_a, "uniforms"_a,
+          "threads"_a);
+  m.def("bin_values", [](const BinInput& in, uintptr_t bins, uintptr_t states) {
+    without_gil([&] { return bin_values(in, at<int32_t>(bins), at<int8_t>(states)); });
   });
 
   m.def("cuda_build", &cuda_build);

@@ -219,23 +219,10 @@ bool rank_cells(const RankInput& in, int64_t limit, bool avx512, int64_t* n_expr
 
 bool rank_values(const RankInput& in, int64_t limit, bool avx512, int64_t* n_expressed, int64_t* n_in_vocabulary,
                  int32_t* token_ids, int32_t* columns) {
-  const auto with_count = [&](auto index) {
-    const auto all = [&](auto count) {
-      return rank_cells<decltype(index), decltype(count)>(in, limit, avx512, n_expressed, n_in_vocabulary, token_ids,
-                                                          columns);
-    };
-    switch (in.count_type) {
-      case kCountFloat32:
-        return all(float{});
-      case kCountFloat64:
-        return all(double{});
-      case kCountInt32:
-        return all(int32_t{});
-      default:
-        return all(int64_t{});
-    }
-  };
-  return in.wide_indices ? with_count(int64_t{}) : with_count(int32_t{});
+  return with_csr_types(in.wide_indices, in.count_type, [&](auto index, auto count) {
+    return rank_cells<decltype(index), decltype(count)>(in, limit, avx512, n_expressed, n_in_vocabulary, token_ids,
+                                                        columns);
+  });
 }
 
 }  // namespace scfast

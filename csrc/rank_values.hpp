@@ -6,11 +6,9 @@
 // One pass over the matrix: the steps that AVX-512 has instructions for (compress, gather) exist twice, with the
 // same answers; the rest is loads, stores and integer sorting.
 #pragma once
-#include <cstdint>
+#include "csr.hpp"
 
 namespace scfast {
-
-enum CountType : int { kCountFloat32 = 0, kCountFloat64 = 1, kCountInt32 = 2, kCountInt64 = 3 };
 
 // Slots number the genes that several columns add up to.
 struct RankInput {

@@ -138,5 +138,6 @@ def _backends() -> dict[str, str]:
             why = "; ".join(reasons) if reasons else "takes them too, on request"
             others.append(f"{name}: {why}")
         chosen[op] = f"{picked} for float32 on the CPU" + (f"  ({'. '.join(others)})" if others else "")
-    chosen["rank_values"] = "cpu for CSR counts  (reference: takes them too, on request)"
+    for op in ("bin_values", "rank_values"):
+        chosen[op] = "cpu for CSR counts  (reference: takes them too, on request)"
     return chosen

@@ -9,6 +9,7 @@ from scfast.ops.attention_matmul import attention_matmul
 from scfast.ops.attention_rowstats import RowStats, attention_rowstats
 from scfast.ops.attention_scatter import attention_scatter
 from scfast.ops.attention_topk import TopKeys, attention_topk
+from scfast.ops.bin_values import bin_values
 from scfast.ops.cosine_histogram import CosineHistogram, cosine_histogram
 from scfast.ops.cosine_matrix import cosine_matrix
 from scfast.ops.cosine_threshold import SimilarRows, cosine_threshold
@@ -36,6 +37,7 @@ __all__ = [
     "attention_rowstats",
     "attention_scatter",
     "attention_topk",
+    "bin_values",
     "cosine_histogram",
     "cosine_matrix",
     "cosine_threshold",

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from scfast import _kernels, reference
+from scfast.ops._csr import COUNT_TYPES, INT32_MAX, check_matrix, check_positive, numbers
 from scfast.ops._dispatch import choose
 
-#: Count types of csrc/rank_values.hpp.
-COUNT_TYPES = {np.dtype(name): code for code, name in enumerate(("float32", "float64", "int32", "int64"))}
-_INT32_MAX = np.iinfo(np.int32).max
 _FLOAT32_MAX = np.finfo(np.float32).max
 
 
@@ -96,11 +94,11 @@ def rank_values(
     >>> ranked.token_ids.tolist(), ranked.n_expressed.tolist()
     ([11, 10], [3])
     """
-    indptr, indices, data = _check_matrix(indptr, indices, data)
+    indptr, indices, data = check_matrix(indptr, indices, data)
     token_ids, factors, groups = _check_genes(token_ids, factors, groups)
-    n_counts = _numbers("n_counts", n_counts, len(indptr) - 1, "cells").astype(np.float32)
-    limit = _check_positive("max_tokens", _INT32_MAX if max_tokens is None else max_tokens)
-    n_threads = _check_positive("threads", torch.get_num_threads() if threads is None else threads)
+    n_counts = numbers("n_counts", n_counts, len(indptr) - 1, "cells").astype(np.float32)
+    limit = check_positive("max_tokens", INT32_MAX if max_tokens is None else max_tokens)
+    n_threads = check_positive("threads", torch.get_num_threads() if threads is None else threads)
     if not 0 < np.float32(target) < np.inf:
         raise ValueError(f"target must be a finite number above 0, got {target}")
     slots, slot_columns = _slots(groups)
@@ -134,43 +132,6 @@ def rank_values(
     return RankedCells(tokens, columns, offsets, n_expressed, n_in_vocabulary)
 
 
-def _check_matrix(
-    indptr: np.ndarray, indices: np.ndarray, data: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    indptr, indices, data = (np.asarray(x) for x in (indptr, indices, data))
-    for name, x, kinds, what in (
-        ("indptr", indptr, "iu", "integers"),
-        ("indices", indices, "iu", "integers"),
-        ("data", data, "biuf", "counts"),
-    ):
-        if x.ndim != 1 or x.dtype.kind not in kinds:
-            raise TypeError(
-                f"{name} must be a 1-D array of {what}, got {x.dtype} {x.shape}: pass a CSR matrix's own"
-            )
-    indptr = np.ascontiguousarray(indptr, dtype=np.int64)
-    if len(indices) != len(data):
-        raise ValueError(f"indices has {len(indices)} entries and data has {len(data)}; they must agree")
-    if len(indptr) == 0 or indptr[0] < 0 or indptr[-1] > len(data) or (np.diff(indptr) < 0).any():
-        raise ValueError(
-            f"indptr must rise from 0 to at most {len(data)}, the entries of data, got {indptr[:4]}...: "
-            "pass the arrays of a CSR matrix"
-        )
-    indices = np.ascontiguousarray(indices, dtype=np.int32 if indices.dtype == np.int32 else np.int64)
-    if data.dtype not in COUNT_TYPES:  # up to 16 bits fit float32, 32 bits fit int64
-        small = data.dtype.itemsize <= 2
-        data = data.astype(np.float32 if small else np.int64 if data.dtype == np.uint32 else np.float64)
-    return indptr, indices, np.ascontiguousarray(data)
-
-
-def _numbers(name: str, values: Any, n: int, of: str) -> np.ndarray:
-    values = np.asarray(values)
-    if values.shape != (n,) or values.dtype.kind not in "iuf":
-        raise ValueError(
-            f"{name} must be {n} numbers, one for each of the {of}, got {values.dtype} {values.shape}"
-        )
-    return values
-
-
 def _check_genes(
     token_ids: np.ndarray, factors: np.ndarray, groups: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -178,15 +139,15 @@ def _check_genes(
     if token_ids.ndim != 1 or token_ids.dtype.kind not in "iu":
         raise TypeError(f"token_ids must be a 1-D array of integers, got {token_ids.dtype} {token_ids.shape}")
     n = len(token_ids)
-    if n > _INT32_MAX:
-        raise ValueError(f"token_ids names {n} genes; at most {_INT32_MAX} fit")
-    if n and not (token_ids.min() >= -1 and token_ids.max() <= _INT32_MAX):
+    if n > INT32_MAX:
+        raise ValueError(f"token_ids names {n} genes; at most {INT32_MAX} fit")
+    if n and not (token_ids.min() >= -1 and token_ids.max() <= INT32_MAX):
         raise ValueError(
-            f"token_ids must lie between -1 (no token) and {_INT32_MAX}, "
+            f"token_ids must lie between -1 (no token) and {INT32_MAX}, "
             f"got {token_ids.min()} to {token_ids.max()}"
         )
     known = token_ids >= 0
-    factors = np.where(known, _numbers("factors", factors, n, "columns"), 1).astype(np.float64)
+    factors = np.where(known, numbers("factors", factors, n, "columns"), 1).astype(np.float64)
     usable = (factors > 1 / np.finfo(np.float64).max) & (factors < np.inf)  # so has the reciprocal a value
     if not usable.all():
         column = int(np.argmin(usable))
@@ -195,7 +156,7 @@ def _check_genes(
             "0, or token_ids -1 there to leave the gene out"
         )
     identity = np.arange(n)
-    groups = identity if groups is None else _numbers("groups", groups, n, "columns")
+    groups = identity if groups is None else numbers("groups", groups, n, "columns")
     wrong = (groups < 0) | (groups >= n) | (groups.dtype.kind == "f")
     if not wrong.any():
         wrong = groups[groups] != groups
@@ -214,14 +175,6 @@ def _slots(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     standing = np.unique(groups[groups != np.arange(len(groups))])
     slots[standing] = np.arange(len(standing))
     return slots[groups], standing.astype(np.int32)
-
-
-def _check_positive(name: str, value: int) -> int:
-    if not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(
-            f"{name} must be an integer of at least 1, got {value!r}; leave it out for the default"
-        )
-    return min(int(value), _INT32_MAX)
 
 
 def _refusal(

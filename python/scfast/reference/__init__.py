@@ -8,6 +8,7 @@ from scfast.reference.attention_matmul import attention_matmul
 from scfast.reference.attention_rowstats import attention_rowstats
 from scfast.reference.attention_scatter import attention_scatter
 from scfast.reference.attention_topk import attention_topk
+from scfast.reference.bin_values import bin_values
 from scfast.reference.cosine_histogram import cosine_histogram
 from scfast.reference.cosine_matrix import cosine_matrix
 from scfast.reference.cosine_threshold import cosine_threshold
@@ -23,6 +24,7 @@ __all__ = [
     "attention_rowstats",
     "attention_scatter",
     "attention_topk",
+    "bin_values",
     "cosine_histogram",
     "cosine_matrix",
     "cosine_threshold",
