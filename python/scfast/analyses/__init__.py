@@ -7,6 +7,7 @@ from scfast.analyses.cell_scores import CellScores
 from scfast.analyses.embedding import Embedding
 from scfast.analyses.gene_pairs import GenePairs
 from scfast.analyses.gene_shares import GeneShares
+from scfast.analyses.gene_states import GeneStates
 from scfast.analyses.group_expression import GroupExpression
 from scfast.analyses.group_scores import GroupScores
 from scfast.analyses.layer_cosines import LayerCosines
@@ -15,6 +16,7 @@ from scfast.analyses.map_cosines import MapCosines
 from scfast.analyses.rank_profile import RankProfile
 from scfast.analyses.state_sums import StateGram, StateSums
 from scfast.analyses.strata import Strata
+from scfast.analyses.token_similarity import TokenSimilarity
 
 __all__ = [
     "Accumulator",
@@ -26,6 +28,7 @@ __all__ = [
     "Embedding",
     "GenePairs",
     "GeneShares",
+    "GeneStates",
     "GroupExpression",
     "GroupScores",
     "LayerCosines",
@@ -37,4 +40,5 @@ __all__ = [
     "StateGram",
     "StateSums",
     "Strata",
+    "TokenSimilarity",
 ]

@@ -20,6 +20,8 @@ class ArrayAccumulator:
 
     #: Names of the configuration, each an attribute of the same name.
     config: ClassVar[tuple[str, ...]] = ()
+    #: How arrays come together that are not sums, by name, such as ``np.minimum``.
+    joined_by: ClassVar[Mapping[str, np.ufunc]] = {}
     strata: Strata
     sums: dict[str, np.ndarray]
 
@@ -31,7 +33,7 @@ class ArrayAccumulator:
         """Add what :meth:`additions` returned, without allocating arrays."""
         for array, places, values in additions:
             # Unlike an indexed +=, add.at copies nothing, so memory cannot run out half way.
-            np.add.at(self.sums[array].reshape(-1), places, values)
+            self.joined_by.get(array, np.add).at(self.sums[array].reshape(-1), places, values)
 
     def update(self, batch: Batch) -> None:
         """Add the cells of a batch."""
@@ -57,7 +59,7 @@ class ArrayAccumulator:
                     f"cannot merge {type(self).__name__} with {name}={mine!r} and {name}={theirs!r}"
                 )
         for name, total in self.sums.items():
-            total += other.sums[name]
+            self.joined_by.get(name, np.add)(total, other.sums[name], out=total)
 
     def state(self) -> dict[str, np.ndarray]:
         """Copies of all arrays, by name."""

@@ -4,6 +4,7 @@ from scfast.observables.attention_norms import AttentionNorms
 from scfast.observables.attribution import AttentionAttribution
 from scfast.observables.base import BatchInfo, Observable
 from scfast.observables.entropy import Entropy
+from scfast.observables.gene_state_sums import GeneStateSums
 from scfast.observables.globenc import GlobEnc
 from scfast.observables.hidden_states import HiddenStates
 from scfast.observables.map_shift import MapShift, ReceivedShift
@@ -13,6 +14,7 @@ from scfast.observables.relevance import GradientAttention, Relevance
 from scfast.observables.rollout import Rollout
 from scfast.observables.strongest_edges import StrongestEdges
 from scfast.observables.target import Target
+from scfast.observables.token_cosines import TokenCosines
 from scfast.observables.token_states import TokenStates
 
 __all__ = [
@@ -20,6 +22,7 @@ __all__ = [
     "AttentionNorms",
     "BatchInfo",
     "Entropy",
+    "GeneStateSums",
     "GlobEnc",
     "GradientAttention",
     "HeadNorms",
@@ -33,5 +36,6 @@ __all__ = [
     "Rollout",
     "StrongestEdges",
     "Target",
+    "TokenCosines",
     "TokenStates",
 ]

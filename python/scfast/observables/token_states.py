@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from scfast.observables._states import state_numbers
 from scfast.observables.base import BatchInfo, Observable
 
 
@@ -56,7 +57,7 @@ class TokenStates(Observable):
 
     def begin(self, batch: BatchInfo) -> None:
         """Which tokens are read is settled here, before the model runs: looking at numbers waits for a GPU."""
-        self._wanted = self._resolve(batch.n_layers)
+        self._wanted = state_numbers(self.layers, batch.n_layers)
         self._states: dict[int, torch.Tensor] = {}
         packing = batch.packing
         if self.weights.shape[1] != packing.total_q:
@@ -73,16 +74,9 @@ class TokenStates(Observable):
         held = torch.zeros((packing.n_cells, len(weights)))
         self._held = held.index_add_(0, cells, (weights[:, read] != 0).float().T) > 0
 
-    def _resolve(self, n_layers: int) -> tuple[int, ...]:
-        given = tuple(range(n_layers + 1)) if self.layers is None else self.layers
-        for layer in given:
-            if not -n_layers - 1 <= layer <= n_layers:
-                raise ValueError(f"layer {layer} does not exist: the model has states 0 to {n_layers}")
-        return tuple(layer % (n_layers + 1) for layer in given)
-
     def needs_output(self, n_layers: int | None) -> bool:
         """True when the last state is among those wanted."""
-        return True if n_layers is None else n_layers in self._resolve(n_layers)
+        return True if n_layers is None else n_layers in state_numbers(self.layers, n_layers)
 
     def wants_hidden(self, layer: int) -> bool:
         """Whether state ``layer`` was asked for."""
