@@ -28,7 +28,8 @@ def states(adata, source, pool):
 @pytest.mark.parametrize("pool", ["cls", "mean"])
 def test_maps_are_mean_cosines(pool):
     adata, source = toy_adata(), toy_source(cls=True)
-    scfast.tl.similarity(adata, source, readout=pool, groupby="type", memory="60KB", backend=BACKEND)
+    options = {"groupby": "type", "tokens": False, "memory": "60KB", "backend": BACKEND}
+    scfast.tl.similarity(adata, source, readout=pool, **options)
     results = adata.uns["similarity"]
     assert results["params"]["plan"]["batches"] > 1
     vectors = states(adata, source, pool)
@@ -43,6 +44,9 @@ def test_maps_are_mean_cosines(pool):
         np.testing.assert_allclose(table["change"].to_numpy()[1:], 1 - np.diag(results["map"][number], 1))
         np.testing.assert_allclose(table["to_last"], results["map"][number][:, -1])
         assert results["groups"].loc[group, "cells"] == cells.sum()
+        blocks = table.set_index("layer")["block"]
+        assert (blocks.loc[results["groups"].loc[group, "last_block"] :] == blocks.iloc[-1]).all()
+        assert (blocks == blocks.iloc[-1]).idxmax() == results["groups"].loc[group, "last_block"]
 
 
 def test_replicates_and_default_readout():

@@ -53,9 +53,7 @@ class TokenSimilarity(ArrayAccumulator):
     config = ("n_states", "bins", "name")
     joined_by: ClassVar[Mapping[str, np.ufunc]] = {"min": np.minimum, "max": np.maximum}
 
-    def __init__(
-        self, strata: Strata, n_states: int, bins: int = 200, name: str = "token_cosines"
-    ) -> None:
+    def __init__(self, strata: Strata, n_states: int, bins: int = 200, name: str = "token_cosines") -> None:
         self.strata, self.n_states, self.bins, self.name = strata, n_states, bins, name
         kinds = (n_states, len(PAIRS))
         of_group, of_stratum = (strata.n_groups, *kinds), (strata.n, *kinds)
@@ -101,7 +99,9 @@ class TokenSimilarity(ArrayAccumulator):
         size = int(np.prod(values.shape[1:]))
         return [
             Addition(
-                name, each * size + np.arange(size), join.reduce(values[group == each], 0).ravel().astype(dtype)
+                name,
+                each * size + np.arange(size),
+                join.reduce(values[group == each], 0).ravel().astype(dtype),
             )
             for each in np.unique(group)
         ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from scfast.observables._states import state_numbers
@@ -35,7 +36,7 @@ class GeneStateSums(Observable):
     takes_blocks = True
 
     def __init__(
-        self, columns: Sequence[int] | torch.Tensor, layers: Sequence[int] | None = None, *,
+        self, columns: Sequence[int] | np.ndarray | torch.Tensor, layers: Sequence[int] | None = None, *,
         name: str = "gene_state_sums",
     ) -> None:  # fmt: skip
         self.columns = torch.as_tensor(columns, dtype=torch.int64)
@@ -45,7 +46,9 @@ class GeneStateSums(Observable):
     def begin(self, batch: BatchInfo) -> None:
         """Which tokens are read is settled here, before the model runs: looking at numbers waits for a GPU."""
         if batch.gene_index is None:
-            raise ValueError("GeneStateSums needs to know which token is which gene: give gene_index with the batch")
+            raise ValueError(
+                "GeneStateSums needs to know which token is which gene: give gene_index with the batch"
+            )
         self._wanted = state_numbers(self.layers, batch.n_layers)
         self._states: dict[int, torch.Tensor] = {}
         packing, gene = batch.packing, batch.gene_index.cpu()

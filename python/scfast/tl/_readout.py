@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -94,6 +95,26 @@ def resolve_layers(layers: tuple[int, int] | str | None, source: AttentionSource
         f"layers={layers!r}: use 'prefix', 'suffix' or (first, last) with 0 <= first <= last <="
         f" {source.n_layers - 1}, the layers of {source.name}"
     )
+
+
+def resolve_states(layers: Sequence[int] | None, source: AttentionSource) -> list[int]:
+    """States after so many layers, from 0, the output of the embeddings; negative numbers count from the end.
+
+    Raises
+    ------
+    ValueError
+        When the model has no such states, or one is named twice.
+    """
+    n = source.n_layers + 1
+    wanted = list(range(n)) if layers is None else [layers] if isinstance(layers, int) else list(layers)
+    bad = [layer for layer in wanted if not isinstance(layer, int | np.integer) or not -n <= layer < n]
+    found = [int(layer) % n for layer in wanted if layer not in bad]
+    if bad or not found or len(set(found)) < len(found):
+        raise ValueError(
+            f"layers={wanted}: {source.name} has states 0 (embeddings) to {source.n_layers}; name at least one, and"
+            " none twice"
+        )
+    return found
 
 
 def check_rollout(heads: str, residual: float) -> None:

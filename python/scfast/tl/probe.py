@@ -20,6 +20,7 @@ from scfast.tl._probe_design import make_design
 from scfast.tl._probe_tables import fill_logistic, label_table, probe_tables
 from scfast.tl._probes import Probes
 from scfast.tl._read_places import resolve_places
+from scfast.tl._readout import resolve_states
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -158,7 +159,7 @@ def probe(
     labelled = _label(adata, labels)
     source = get_source(model, device)
     places = resolve_places(adata, source, readouts, positions, genes, gene_symbols)
-    wanted = _layers(layers, source)
+    wanted = resolve_states(layers, source)
     found = survey(source, counts)
     design = make_design(
         adata, labelled, get_rows(found, source, adata.var), replicate_key, folds, n_sample, seed
@@ -223,20 +224,6 @@ def _label(adata: AnnData, labels: str | Sequence[str]) -> dict[str, Labelled]:
     if not names or len(set(names)) < len(names):
         raise ValueError(f"labels={names} must name at least one column of adata.obs, and none twice")
     return {name: label_cells(adata.obs, name) for name in names}
-
-
-def _layers(layers: Sequence[int] | None, source: AttentionSource) -> list[int]:
-    """States, from 0, the output of the embeddings."""
-    n = source.n_layers + 1
-    wanted = list(range(n)) if layers is None else [layers] if isinstance(layers, int) else list(layers)
-    bad = [layer for layer in wanted if not isinstance(layer, int | np.integer) or not -n <= layer < n]
-    found = [int(layer) % n for layer in wanted if layer not in bad]
-    if bad or not found or len(set(found)) < len(found):
-        raise ValueError(
-            f"layers={wanted}: {source.name} has states 0 (embeddings) to {source.n_layers}; name at least one, and"
-            " none twice"
-        )
-    return found
 
 
 def _check_memory(
