@@ -12,7 +12,10 @@ __all__ = ["AttentionSource", "TokenBytes", "TokenKind", "Tokens", "load", "name
 
 #: Model name -> module; each module has ``load(folder, **options)``. Imported on demand: adapters need
 #: scfast.attention, which itself needs this package's base types.
-_REGISTRY = {"geneformer": "scfast.models.geneformer"}
+_REGISTRY = {
+    "bioformers": "scfast.models.bioformers",
+    "geneformer": "scfast.models.geneformer",
+}
 
 
 def names() -> list[str]:
@@ -21,7 +24,7 @@ def names() -> list[str]:
     Examples
     --------
     >>> names()
-    ['geneformer']
+    ['bioformers', 'geneformer']
     """
     return sorted(_REGISTRY)
 

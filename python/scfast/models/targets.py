@@ -50,6 +50,17 @@ def check_target(
         return target
     if not encoder.has_head:
         raise ValueError(f"target='{target}': {name} has no masked-gene head (cls.predictions.*)")
+    return gene_column(target, gene_names)
+
+
+def gene_column(target: Target, gene_names: Sequence[str] | None) -> Target:
+    """The target with the column of its gene, looked up where it is not known yet.
+
+    Raises
+    ------
+    ValueError
+        When no column or several have the name.
+    """
     if target.gene is not None:
         return target
     columns = [column for column, other in enumerate(gene_names or ()) if other == target.name]
