@@ -96,8 +96,8 @@ def choose_genes(
         rare = adata.var_names[np.setdiff1d(columns, often)].astype(str).tolist()
         some = ", ".join(rare[:3]) + (", ..." if len(rare) > 3 else "")
         warnings.warn(
-            f"{len(rare)} of {len(columns)} genes ({some}) have a token in fewer than min_cells={min_cells} cells and are"
-            " left out",
+            f"{len(rare)} of {len(columns)} genes ({some}) have a token in fewer than min_cells={min_cells} cells"
+            " and are left out",
             UserWarning,
             stacklevel=3,
         )
