@@ -26,8 +26,8 @@ WEIGHT_FILES = (
 _DAMAGED = (RuntimeError, EOFError, OSError, LookupError, ValueError, TypeError, AssertionError, struct.error)
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """The content of ``config.json``.
+def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
+    """The content of ``config.json``, or of another JSON file of the folder.
 
     Raises
     ------
@@ -36,7 +36,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     ValueError
         When it is no JSON object.
     """
-    path = folder / "config.json"
+    path = folder / name
     if not path.is_file():
         there = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else None
         what = (
@@ -44,7 +44,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             if there is not None
             else "there is no such folder"
         )
-        raise FileNotFoundError(f"{folder} is no checkpoint folder: config.json is missing ({what})")
+        raise FileNotFoundError(f"{folder} is no checkpoint folder: {name} is missing ({what})")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -13,8 +13,8 @@ from scipy import sparse
 _SAMPLE = 10_000
 
 
-def as_csr(counts: Any, var: pd.DataFrame) -> sparse.csr_matrix:
-    """Counts as CSR without duplicate entries; the caller's matrix is left as it is.
+def as_csr(counts: Any, var: pd.DataFrame, made: str = "ranks") -> sparse.csr_matrix:
+    """Counts as CSR without duplicate entries; the caller's matrix is left as it is. Tokens are ``made`` of them.
 
     Raises
     ------
@@ -43,7 +43,7 @@ def as_csr(counts: Any, var: pd.DataFrame) -> sparse.csr_matrix:
     sample = matrix.data[:_SAMPLE]
     if sample.dtype.kind == "f" and sample.size and (sample != np.rint(sample)).mean() > 0.5:
         warnings.warn(
-            "most values are not whole numbers: they look normalised or log-transformed, and ranks will "
+            f"most values are not whole numbers: they look normalised or log-transformed, and {made} will "
             "not be those of raw counts. Use raw counts, or restore them with scfast.pp.recover_counts",
             UserWarning,
             stacklevel=3,

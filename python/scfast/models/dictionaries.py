@@ -130,6 +130,11 @@ def read(
     )
 
 
+def read_names(table: Table) -> dict[str, str]:
+    """Gene symbol -> gene id, from a path or a mapping already in memory."""
+    return _typed(table, "gene_names", _text)
+
+
 def find(folder: Path, role: str) -> Path | None:
     """The one file of ``folder`` that has a published name for ``role`` (a key of :data:`STEMS`), or None.
 
