@@ -15,6 +15,7 @@ __all__ = ["AttentionSource", "TokenBytes", "TokenKind", "Tokens", "load", "name
 _REGISTRY = {
     "bioformers": "scfast.models.bioformers",
     "geneformer": "scfast.models.geneformer",
+    "scgpt": "scfast.models.scgpt",
 }
 
 
@@ -24,7 +25,7 @@ def names() -> list[str]:
     Examples
     --------
     >>> names()
-    ['bioformers', 'geneformer']
+    ['bioformers', 'geneformer', 'scgpt']
     """
     return sorted(_REGISTRY)
 

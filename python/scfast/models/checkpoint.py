@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import struct
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -97,16 +98,39 @@ def _read_sharded(index: Path) -> dict[str, torch.Tensor]:
 
 
 def _read_file(path: Path) -> dict[str, torch.Tensor]:
-    with path.open("rb") as file:
-        if file.read(23) == b"version https://git-lfs":
-            raise ValueError(f"{path} is a Git LFS pointer, not the weights: fetch them with `git lfs pull`")
-    if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is cut short or no safetensors file: {error}") from None
+    if path.suffix != ".safetensors":
+        return read_state_dict(path)
+    _refuse_pointer(path)
     try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is cut short or no safetensors file: {error}") from None
+
+
+def read_torch(path: Path, *, mmap: bool = False) -> Any:
+    """What ``torch.save`` wrote into a file, read without running code (``weights_only``).
+
+    Parameters
+    ----------
+    path
+        The file.
+    mmap
+        Map tensors into memory instead of reading them: only the pages that are used are loaded. Files that torch
+        below 1.6 wrote cannot be mapped.
+
+    Raises
+    ------
+    ValueError
+        When the file is cut short, no torch file, cannot be mapped, or torch refuses to read it.
+    """
+    _refuse_pointer(path)
+    if mmap and path.stat().st_size and not zipfile.is_zipfile(path):
+        raise ValueError(
+            f"{path} is cut short, or was saved by torch below 1.6 and cannot be mapped into memory: fetch it again, or"
+            " load it once with a recent torch and torch.save it"
+        )
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap or None)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path} holds more than weights, and torch refuses to read it without running code "
@@ -115,6 +139,17 @@ def _read_file(path: Path) -> dict[str, torch.Tensor]:
         ) from None
     except _DAMAGED as error:
         raise ValueError(f"{path} is cut short or no torch file: {_first_line(error)}") from None
+
+
+def read_state_dict(path: Path, *, mmap: bool = False) -> dict[str, torch.Tensor]:
+    """The tensors of a file of ``torch.save`` by name; see :func:`read_torch`.
+
+    Raises
+    ------
+    ValueError
+        As :func:`read_torch`, and when the file holds something else.
+    """
+    tensors = read_torch(path, mmap=mmap)
     if not isinstance(tensors, dict) or not all(
         isinstance(tensor, torch.Tensor) for tensor in tensors.values()
     ):
@@ -124,11 +159,18 @@ def _read_file(path: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
+def _refuse_pointer(path: Path) -> None:
+    with path.open("rb") as file:
+        if file.read(23) == b"version https://git-lfs":
+            raise ValueError(f"{path} is a Git LFS pointer, not the weights: fetch them with `git lfs pull`")
+
+
 def check_tensors(
     tensors: dict[str, torch.Tensor],
     expected: dict[str, tuple[int, ...]],
     tolerated: Iterable[str],
     origin: str,
+    against: str = "config.json",
 ) -> None:
     """Refuse missing and extra weights, and weights of another shape or kind; all of them in one error.
 
@@ -142,6 +184,8 @@ def check_tensors(
         Names that may be there without being used.
     origin
         What errors call the checkpoint.
+    against
+        What says which weights there must be, for errors.
     """
     tolerated = set(tolerated)
     problems = []
@@ -153,14 +197,14 @@ def check_tensors(
         problems.append(f"{len(extra)} weights have no place in the model: {_some(extra)}")
     for name, shape in expected.items():
         if name in tensors and tuple(tensors[name].shape) != shape:
-            problems.append(f"{name} has shape {tuple(tensors[name].shape)}, config.json asks for {shape}")
+            problems.append(f"{name} has shape {tuple(tensors[name].shape)}, {against} asks for {shape}")
         elif name in tensors and not tensors[name].dtype.is_floating_point:
             problems.append(
                 f"{name} is {tensors[name].dtype}, not floating point (quantised weights are not read)"
             )
     if problems:
         more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
-        raise ValueError(f"{origin} does not fit its config.json: {'; '.join(problems[:8])}{more}")
+        raise ValueError(f"{origin} does not fit its {against}: {'; '.join(problems[:8])}{more}")
 
 
 def _first_line(error: Exception) -> str:

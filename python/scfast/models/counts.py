@@ -51,6 +51,24 @@ def as_csr(counts: Any, var: pd.DataFrame, made: str = "ranks") -> sparse.csr_ma
     return matrix
 
 
+def check_counts(counts: sparse.csr_matrix, var: pd.DataFrame) -> None:
+    """Refuse values that no count can become.
+
+    Raises
+    ------
+    ValueError
+        When a value is negative or not finite; names its cell and gene.
+    """
+    wrong = np.flatnonzero(~((counts.data >= 0) & np.isfinite(counts.data)))
+    if wrong.size:
+        cell = int(np.searchsorted(counts.indptr, wrong[0], side="right")) - 1
+        gene = var.index[counts.indices[wrong[0]]]
+        raise ValueError(
+            f"cell {cell} has {counts.data[wrong[0]]} of {gene}; counts are finite and at least 0: pass raw counts,"
+            " not centred or scaled values, or restore them with scfast.pp.recover_counts"
+        )
+
+
 def totals_of(counts: sparse.csr_matrix, n_counts: np.ndarray | None) -> np.ndarray:
     """Total counts of each cell [cells]: those given, else the sums over all genes."""
     if n_counts is None:

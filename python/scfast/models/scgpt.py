@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,7 @@ from scipy import sparse
 from scfast.models import checkpoint, dictionaries
 from scfast.models.base import TokenBytes, Tokens
 from scfast.models.cards import Card, Shape
-from scfast.models.counts import as_csr
+from scfast.models.counts import as_csr, check_counts
 from scfast.models.dictionaries import Dictionaries, Table
 from scfast.models.gene_ids import COLUMNS, GeneMatch, match_genes
 from scfast.models.packed import PackedSource
@@ -194,6 +194,7 @@ class ScgptSource(PackedSource):
             When no gene is in the vocabulary, a count is negative or not finite, or shapes do not agree.
         """
         counts = as_csr(counts, var, "bins")
+        check_counts(counts, var)
         match = self.match(var)
         known = match.token_ids >= 0
         columns = np.full(self.network.shape.vocabulary, -1, dtype=np.int64)

@@ -1,7 +1,7 @@
 """scGPT's tokens: the expressed genes of a cell, drawn where they are too many, and the bins of their counts.
 
-What is drawn depends on the seed and on the cell's own counts of known genes, not on its place in the data or on the cells
-beside it, nor on the order of the columns: batches may be cut anywhere.
+What is drawn depends on the seed and on the cell's own counts of known genes, not on its place in the data, the cells
+beside it or the order of the columns: batches may be cut anywhere.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def fingerprints(cells: sparse.csr_matrix) -> np.ndarray:
 
 
 def drawn(cells: sparse.csr_matrix, keys: np.ndarray, limit: int, seed: int) -> np.ndarray:
-    """bool [entries]: at most ``limit`` of every cell, all equally likely, without replacement.
+    """Flags [entries]: at most ``limit`` of every cell, all equally likely, without replacement.
 
     Parameters
     ----------
@@ -136,9 +136,7 @@ def drawn(cells: sparse.csr_matrix, keys: np.ndarray, limit: int, seed: int) -> 
     return kept
 
 
-def tokens_of(
-    counts: sparse.csr_matrix, token_ids: np.ndarray, columns: np.ndarray, rules: Rules
-) -> Tokens:
+def tokens_of(counts: sparse.csr_matrix, token_ids: np.ndarray, columns: np.ndarray, rules: Rules) -> Tokens:
     """Tokens of every cell: <cls>, then genes by falling count, equal ones by their row of the table.
 
     The model knows no positions, so the order changes nothing but the rank that tables report.
@@ -174,7 +172,7 @@ def tokens_of(
 
     def with_cls(cls: float, genes: np.ndarray | int, dtype: type) -> torch.Tensor:
         """One number for every token."""
-        numbers = np.full(len(is_gene), cls, dtype=dtype)
+        numbers: np.ndarray = np.full(len(is_gene), cls, dtype=dtype)
         numbers[is_gene] = genes
         return torch.from_numpy(numbers)
 
