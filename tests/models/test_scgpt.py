@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -261,6 +262,14 @@ def test_other_dtypes(tmp_path: Path, dtype: torch.dtype) -> None:
     theirs = plain(got.states[0][None])[0].detach()
     error = (got.states[3].float() - exact.states[3]).abs().max()
     assert error <= 2 * (theirs.float() - exact.states[3]).abs().max()
+
+
+def test_tokens_of_another_model_are_refused(tmp_path: Path) -> None:
+    source = source_of(scgpt_files.write(tmp_path))
+    with pytest.raises(ValueError, match="the tokens have no values"):
+        source.forward(replace(random_tokens([5]), values=None), SoftmaxRecorder())
+    with pytest.raises(ValueError, match=r"a cell has 1201 tokens; scgpt:.* takes 1200"):
+        source.forward(random_tokens([1201]), SoftmaxRecorder())
 
 
 def test_it_has_no_output_to_differentiate(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from scfast.models.bioformers_tokens import CLS, Binning, tokens_of
 from scfast.models.cards import Card, Shape
 from scfast.models.counts import as_csr, totals_of
 from scfast.models.dictionaries import Dictionaries
-from scfast.models.gene_ids import COLUMNS, GeneMatch, match_genes
+from scfast.models.gene_ids import GeneMatch, Matcher
 from scfast.models.packed import PackedSource
 from scfast.models.targets import gene_column
 from scfast.observables.target import Target, TargetLike
@@ -30,7 +29,6 @@ from scfast.observables.target import Target, TargetLike
 if TYPE_CHECKING:
     from scfast.attention import Recorder
 
-_LOG = logging.getLogger(__name__)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 CARD = Card(
@@ -226,16 +224,11 @@ class BioformersSource(PackedSource):
         self.network = network
         self.inputs = inputs
         self.block_tokens = block_tokens
-        self._tables = inputs.tables
-        self._matched: tuple[pd.DataFrame, GeneMatch] | None = None
+        self._match = Matcher(inputs.tables, name)
 
     def match(self, var: pd.DataFrame) -> GeneMatch:
         """Which columns of the data the vocabulary knows, and how their names were read."""
-        names = var[[column for column in COLUMNS if column in var.columns]]
-        if self._matched is None or not self._matched[0].equals(names):
-            self._matched = (names.copy(), match_genes(var, self._tables))
-            _LOG.info("%s: %s", self.name, self._matched[1].describe())
-        return self._matched[1]
+        return self._match(var)
 
     def tokenize(
         self,

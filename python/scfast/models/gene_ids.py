@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import pandas as pd
 
 from scfast.models.dictionaries import SPECIAL, Dictionaries
 
+_LOG = logging.getLogger(__name__)
 #: Columns of ``var`` that may hold gene ids or symbols, beside its index.
 COLUMNS = (
     *("ensembl_id", "ensembl_ids", "ensembl", "gene_ids", "gene_id", "feature_id"),
@@ -104,6 +106,30 @@ def match_genes(var: pd.DataFrame, dictionaries: Dictionaries) -> GeneMatch:
     if hits[chosen] == 0:
         raise ValueError(_no_overlap(candidates, dictionaries))
     return _columns(found[chosen], candidates[chosen[0]], dictionaries, *chosen)
+
+
+class Matcher:
+    """:func:`match_genes` of one model, which remembers its answer: cells are tokenised block by block over one var.
+
+    Parameters
+    ----------
+    dictionaries
+        The model's.
+    name
+        What logs call the model.
+    """
+
+    def __init__(self, dictionaries: Dictionaries, name: str) -> None:
+        self._dictionaries, self._name = dictionaries, name
+        self._last: tuple[pd.DataFrame, GeneMatch] | None = None
+
+    def __call__(self, var: pd.DataFrame) -> GeneMatch:
+        """Which columns of the data the vocabulary knows; logged where it was not known yet."""
+        names = var[[column for column in COLUMNS if column in var.columns]]
+        if self._last is None or not self._last[0].equals(names):
+            self._last = (names.copy(), match_genes(var, self._dictionaries))
+            _LOG.info("%s: %s", self._name, self._last[1].describe())
+        return self._last[1]
 
 
 def _by_id(name: str, dictionaries: Dictionaries) -> str | None:

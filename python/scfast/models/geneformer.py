@@ -20,7 +20,7 @@ from scfast.models.bert_shape import BertShape
 from scfast.models.cards import Card, Shape
 from scfast.models.counts import as_csr, totals_of
 from scfast.models.dictionaries import Dictionaries, Table
-from scfast.models.gene_ids import COLUMNS, GeneMatch, match_genes
+from scfast.models.gene_ids import GeneMatch, Matcher
 from scfast.models.heads import sequence_classes, to_transformers
 from scfast.models.packed import PackedSource
 from scfast.models.targets import check_target, target_values
@@ -187,16 +187,11 @@ class GeneformerSource(PackedSource):
         self.encoder = encoder
         self.config = config
         self.block_tokens = block_tokens
-        self._matched: tuple[pd.DataFrame, GeneMatch] | None = None
+        self._match = Matcher(tables, name)
 
     def match(self, var: pd.DataFrame) -> GeneMatch:
         """Which columns of the data the vocabulary knows, and how their names were read."""
-        names = var[[column for column in COLUMNS if column in var.columns]]
-        # Cells are tokenised block by block over one var: matching it once is enough.
-        if self._matched is None or not self._matched[0].equals(names):
-            self._matched = (names.copy(), match_genes(var, self.dictionaries))
-            _LOG.info("%s: %s", self.name, self._matched[1].describe())
-        return self._matched[1]
+        return self._match(var)
 
     def tokenize(
         self, counts: sparse.csr_matrix, var: pd.DataFrame, n_counts: np.ndarray | None = None

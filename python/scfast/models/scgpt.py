@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +16,7 @@ from scfast.models.base import TokenBytes, Tokens
 from scfast.models.cards import Card, Shape
 from scfast.models.counts import as_csr, check_counts
 from scfast.models.dictionaries import Dictionaries, Table
-from scfast.models.gene_ids import COLUMNS, GeneMatch, match_genes
+from scfast.models.gene_ids import GeneMatch, Matcher
 from scfast.models.packed import PackedSource
 from scfast.models.scgpt_tokens import SPECIAL, Rules, check_vocabulary, tokens_of
 from scfast.models.scgpt_weights import ScgptNetwork, ScgptShape
@@ -25,7 +24,6 @@ from scfast.models.scgpt_weights import ScgptNetwork, ScgptShape
 if TYPE_CHECKING:
     from scfast.attention import Recorder
 
-_LOG = logging.getLogger(__name__)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 #: Of the published models, where args.json does not say.
 MAX_TOKENS, N_BINS, PAD_VALUE = 1200, 51, -2
@@ -159,16 +157,11 @@ class ScgptSource(PackedSource):
         self.dictionaries = genes
         self.rules = rules
         self.block_tokens = block_tokens
-        self._matched: tuple[pd.DataFrame, GeneMatch] | None = None
+        self._match = Matcher(genes, name)
 
     def match(self, var: pd.DataFrame) -> GeneMatch:
         """Which columns of the data the vocabulary knows, and how their names were read."""
-        names = var[[column for column in COLUMNS if column in var.columns]]
-        # Cells are tokenised block by block over one var: matching it once is enough.
-        if self._matched is None or not self._matched[0].equals(names):
-            self._matched = (names.copy(), match_genes(var, self.dictionaries))
-            _LOG.info("%s: %s", self.name, self._matched[1].describe())
-        return self._matched[1]
+        return self._match(var)
 
     def tokenize(
         self, counts: sparse.csr_matrix, var: pd.DataFrame, n_counts: np.ndarray | None = None

@@ -185,7 +185,10 @@ class ScgptNetwork:
 
     def embed(self, tokens: Tokens) -> torch.Tensor:
         """States [T, d] that enter the first layer: the gene's vector, normed, and that of its value."""
-        assert tokens.values is not None
+        if tokens.values is None:
+            raise ValueError(
+                "the tokens have no values, the bins of counts that scGPT embeds: tokenise with it"
+            )
         genes = functional.embedding(tokens.ids, self.tensors["encoder.embedding.weight"])
         states = self._norm(genes, "encoder.enc_norm")
         values = tokens.values.clamp(max=LARGEST_VALUE).to(self.dtype)[:, None]  # [T, 1]
