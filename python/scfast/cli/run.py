@@ -97,6 +97,7 @@ def command(
     Examples:
       scfast run cells.h5ad --model geneformer:Geneformer-V2-104M --groupby cell_type -o results
       scfast run cells.h5ad --model geneformer:my_model --groupby cell_type --replicate-key donor -o results
+      scfast run cells.h5ad --model scgpt:scGPT_human --groupby cell_type -o results
       scfast run cells.h5ad --model geneformer:my_model --readout gene:TP53 --no-null -o results
       scfast run cells.h5ad --model geneformer:my_model --analysis rollout_matrix --genes tfs.txt -o results
       scfast run cells.h5ad --model geneformer:my_model --analysis received --by layer -o results

@@ -54,6 +54,9 @@ def load(
 ) -> ScgptSource:
     """Load an scGPT checkpoint (Cui et al. 2024): ``args.json``, ``vocab.json``, ``best_model.pt``.
 
+    The authors' embedding of a cell is the last state of <cls>, as :func:`scfast.tl.embed` gives it, divided by its
+    Euclidean norm.
+
     Parameters
     ----------
     folder
