@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,12 @@ from scfast.attention import Recorder
 from scfast.models import load
 from scfast.models.base import Tokens
 from scfast.models.bioformers import BioformersSource, Inputs, create
-from scfast.models.bioformers_network import PREFIX, BioformersNetwork, BioformersShape
+from scfast.models.bioformers_network import BioformersNetwork, BioformersShape
 from scfast.models.bioformers_tokens import Binning
 from scfast.observables import HiddenStates, Rollout
 from scfast.observables.target import Target
 from scfast.reference.bin_values import segments
+from tests.models.torch_bioformers import TorchBioformers
 
 GENES = tuple(f"GENE{number}" for number in range(12))
 CONDITIONS = ("KLF1", "MAP2K3")
@@ -57,54 +57,6 @@ def counts_of(n_cells: int = 5, seed: int = 0) -> tuple[sparse.csr_matrix, pd.Da
     return sparse.csr_matrix(counts), pd.DataFrame(index=[*GENES[:-1], "STRANGE"])
 
 
-def by_torch(source: BioformersSource, tokens: Tokens, dtype: torch.dtype) -> list[torch.Tensor]:
-    """States [T, d] around every layer and logits [T, bins], cell by cell, of torch's own modules."""
-    shape, weights = source.network.shape, {n: t.to(dtype) for n, t in source.network.tensors.items()}
-    layer = torch.nn.TransformerEncoderLayer(
-        shape.hidden, shape.n_heads, shape.intermediate, dropout=0.0, activation="gelu", batch_first=True,
-        dtype=dtype,
-    )  # fmt: skip
-    layers = [copy.deepcopy(layer) for _ in range(shape.n_layers)]
-    for number, one in enumerate(layers):
-        of_layer = f"{PREFIX}{number}."
-        one.load_state_dict(
-            {n.removeprefix(of_layer): t for n, t in weights.items() if n.startswith(of_layer)}
-        )
-
-    def linear(x: torch.Tensor, name: str) -> torch.Tensor:
-        return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
-
-    def norm(x: torch.Tensor, name: str) -> torch.Tensor:
-        centred = x - x.mean(-1, keepdim=True)
-        return (
-            centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weights[f"{name}.weight"]
-            + weights[f"{name}.bias"]
-        )
-
-    states: list[list[torch.Tensor]] = [[] for _ in range(shape.n_layers + 2)]
-    split = tokens.packing.split_q
-    for ids, bins, external in zip(
-        split(tokens.ids), split(tokens.values), split(tokens.external), strict=True
-    ):
-        if shape.value_embedding == "table":
-            value = weights["embeddings.value.weight"][bins.clamp(min=0).long()]
-        else:
-            value = linear((bins.to(dtype) / (shape.n_bins - 1))[:, None], "embeddings.value.linear1").relu()
-            value = linear(value, "embeddings.value.linear2")
-        value[bins == -1] = weights["embeddings.mask.weight"]
-        x = weights["embeddings.gene.weight"][ids] + value + weights["embeddings.external.weight"][external]
-        x = norm(x, "embeddings.norm")[None]
-        states[0].append(x[0])
-        n = len(ids)
-        mask = torch.full((n, n), -torch.inf, dtype=dtype).triu(1) if shape.causal else None
-        for number, one in enumerate(layers, start=1):
-            x = one(x, src_mask=mask).detach()
-            states[number].append(x[0])
-        inner = torch.nn.functional.gelu(linear(x[0], "head.dense"))
-        states[-1].append(linear(norm(inner, "head.norm"), "head.output"))
-    return [torch.cat(parts) for parts in states]
-
-
 @pytest.mark.parametrize("block", [None, 7])
 @pytest.mark.parametrize("value_embedding", ["linear", "table"])
 @pytest.mark.parametrize("architecture", ["encoder", "decoder"])
@@ -120,7 +72,10 @@ def test_states_and_logits_are_those_of_torch(
     (source if block is None else source.in_blocks(block)).forward(tokens, recorder)
     got = [*recorder.batch["hidden_states"]]
     got.append(source.network.bin_logits(got[-1]))
-    plain, exact = (by_torch(source, tokens, dtype) for dtype in (torch.float32, torch.float64))
+    plain, exact = (
+        [part.detach() for part in TorchBioformers(source.network, dtype)(tokens)]
+        for dtype in (torch.float32, torch.float64)
+    )
     assert len(got) == len(exact) == source.n_layers + 2
     for ours, theirs, truth in zip(got, plain, exact, strict=True):
         assert (ours - truth).abs().max() <= 2 * (theirs - truth).abs().max() + 2e-6

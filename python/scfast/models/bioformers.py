@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -321,6 +321,10 @@ class BioformersSource(PackedSource):
         network = BioformersNetwork.initialised(self.network.shape, self.dtype, seed).to(self.device)
         return self._with(f"{self.name}:untrained", network, self.block_tokens)
 
+    def with_network(self, network: BioformersNetwork) -> BioformersSource:
+        """The same model with other weights."""
+        return self._with(self.name, network, self.block_tokens)
+
     def _with(self, name: str, network: BioformersNetwork, block_tokens: int | None) -> BioformersSource:
         return BioformersSource(name, network, self.inputs, block_tokens)
 
@@ -328,18 +332,10 @@ class BioformersSource(PackedSource):
         """What one token costs in memory, whole or in blocks (:meth:`PackedEncoder.bytes_per_token`)."""
         return self.network.packed.bytes_per_token(self.block_tokens)
 
-    def save(self, folder: str | Path) -> None:
-        """Write what :func:`load` reads; weights as they are, each file in one atomic step.
-
-        Parameters
-        ----------
-        folder
-            Created when missing.
-        """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+    def config(self) -> dict[str, Any]:
+        """The content of ``config.json``."""
         shape, inputs = self.network.shape, self.inputs
-        config = {
+        return {
             "model_type": "bioformers",
             "architecture": shape.architecture,
             "num_hidden_layers": shape.n_layers,
@@ -353,8 +349,19 @@ class BioformersSource(PackedSource):
             "max_tokens": self.max_tokens,
             "conditions": list(inputs.conditions),
         }
-        vocabulary = {"<cls>": CLS} | inputs.tables.tokens
-        for name, content in (("config.json", config), ("vocab.json", vocabulary)):
+
+    def save(self, folder: str | Path) -> None:
+        """Write what :func:`load` reads; weights as they are, each file in one atomic step.
+
+        Parameters
+        ----------
+        folder
+            Created when missing.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        vocabulary = {"<cls>": CLS} | self._tables.tokens
+        for name, content in (("config.json", self.config()), ("vocab.json", vocabulary)):
             part = folder / f".{name}.part"
             part.write_text(json.dumps(content, indent=1), encoding="utf-8")
             part.replace(folder / name)

@@ -114,14 +114,16 @@ class BioformersNetwork:
     tensors
         Every weight under its name in the checkpoint.
     packed
-        The layers; views of ``tensors``.
+        The layers; views of ``tensors``. ``recompute``: see :class:`PackedEncoder`.
     """
 
-    def __init__(self, shape: BioformersShape, tensors: Mapping[str, torch.Tensor]) -> None:
+    def __init__(
+        self, shape: BioformersShape, tensors: Mapping[str, torch.Tensor], *, recompute: bool = True
+    ) -> None:
         self.shape = shape
         self.tensors = dict(tensors)
         layers = torch_layers.from_tensors(self.tensors, PREFIX, shape.n_layers)
-        self.packed = PackedEncoder(layers, shape.n_heads, shape.activation, EPS)
+        self.packed = PackedEncoder(layers, shape.n_heads, shape.activation, EPS, recompute)
 
     @classmethod
     def from_checkpoint(

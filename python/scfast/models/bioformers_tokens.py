@@ -63,6 +63,11 @@ class Binning:
             raise ValueError(f"{origin}: binning={dict(config)} cannot be read: {error}") from None
         return binning
 
+    @property
+    def last_exact(self) -> int | None:
+        """The largest bin that a single whole count has, that of the cut-off; None where bins are no counts."""
+        return round(8.0 if self.cutoff is None else self.cutoff) if self.mode == "value" else None
+
     def bins(self, cells: sparse.csr_matrix, totals: np.ndarray) -> np.ndarray:
         """int32 [entries]: bin of every entry of ``cells``, whose totals over all genes are ``totals``."""
         options: dict[str, Any] = {}

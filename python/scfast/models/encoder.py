@@ -82,6 +82,9 @@ class PackedEncoder:
         Of the feed-forward part: a name in :data:`ACTIVATIONS`.
     eps
         Added to the variance in every layer norm.
+    recompute
+        Where gradients flow, the backward pass computes everything but the attention anew: half the memory for a third
+        more time.
 
     Examples
     --------
@@ -105,6 +108,7 @@ class PackedEncoder:
     n_heads: int
     activation: str
     eps: float
+    recompute: bool = True
 
     @property
     def n_layers(self) -> int:
@@ -171,8 +175,7 @@ class PackedEncoder:
                 raise RuntimeError(
                     f"the recorder returned no attention output for layer {number}, though v was given"
                 )
-            if out.requires_grad and not recorder.needs_parts:
-                # the backward pass computes this anew from the attention: half the memory for a third more time
+            if self.recompute and out.requires_grad and not recorder.needs_parts:
                 states = checkpoint(
                     self._rest, layer, out, states, use_reentrant=False, preserve_rng_state=False
                 )

@@ -23,7 +23,7 @@ from scfast.run import checkpoint
 from scfast.run.masking import TokenisedCells, random_batches
 
 #: Random streams; a step's numbers depend on (seed, stream, step) alone, so a resumed run repeats them.
-SPLIT, EPOCH, MASKING, DROPOUT, HELD_OUT, HEAD = range(6)
+SPLIT, EPOCH, MASKING, DROPOUT, HELD_OUT, HEAD, BASELINE = range(7)
 
 #: Called at each evaluation with the new entry of the log's history.
 Progress = Callable[[dict[str, float]], None]
@@ -321,10 +321,15 @@ def remove_run(folder: Path) -> None:
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
 
 
-def finish(folder: Path, log: dict[str, Any], model: torch.nn.Module) -> dict[str, Any]:
-    """Write the model and the log of a run that came to its end; drop its checkpoints."""
+def finish(
+    folder: Path,
+    log: dict[str, Any],
+    model: torch.nn.Module,
+    write: Callable[[torch.nn.Module, Path], None] | None = None,
+) -> dict[str, Any]:
+    """Write the model (:func:`write_model` unless told) and the log of a run that came to its end; drop checkpoints."""
     log = {**log, "finished": True}
-    write_model(model, folder)
+    (write or write_model)(model, folder)
     checkpoint.write_atomically(folder / "training_log.json", json.dumps(log, indent=1))
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return log

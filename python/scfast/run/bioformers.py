@@ -1,0 +1,260 @@
+"""Training of a BioFormers: from tokenised cells to a folder that ``models.load`` reads."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+
+from scfast.attention import Recorder
+from scfast.models.base import Tokens
+from scfast.models.bioformers import BioformersSource
+from scfast.models.bioformers_network import BioformersNetwork
+from scfast.run.checkpoint import write_atomically
+from scfast.run.masked_values import MaskedValues, bin_frequencies, mask_values, score
+from scfast.run.masking import random_batches
+from scfast.run.training import (
+    BASELINE,
+    HELD_OUT,
+    MASKING,
+    SPLIT,
+    Epochs,
+    Progress,
+    adamw,
+    claim,
+    fingerprint,
+    finish,
+    finished_log,
+    fit,
+    identity,
+    remove_run,
+    rng,
+)
+
+#: Mask ratio and non-zero share of the fixed mask that held-out cells are scored on, whatever was trained with.
+HELD_OUT_MASK = {"rate": 0.1, "nonzero": 0.5}
+#: Masks of each training cell that the cell-blind baseline is counted over.
+BASELINE_PASSES = 10
+#: Evaluations of the held-out cells, and checkpoints, over a whole run.
+EVALUATIONS = 20
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides the result, given the cells; a run is resumed only under equal settings.
+
+    ``model`` is the content of the model's ``config.json`` and its sizes; ``mask`` the share of genes that are hidden,
+    ``nonzero`` the share of these above 0; ``warmup`` a share of the steps.
+    """
+
+    model: dict[str, Any]
+    steps: int
+    mask: float
+    nonzero: float
+    batch_tokens: int
+    lr: float
+    seed: int
+    held_out: float
+    warmup: float
+    weight_decay: float = 0.01
+    clip: float = 1.0
+
+
+class Trainable(torch.nn.Module):
+    """The weights of a BioFormers as parameters; its forward is the packed one that analyses run.
+
+    Examples
+    --------
+    >>> from scfast.models.bioformers import create
+    >>> model = Trainable(create(["CD3D", "NKG7"]).network)
+    >>> sum(p.numel() for p in model.parameters()) == sum(t.numel() for t in model.network().tensors.values())
+    True
+    """
+
+    def __init__(self, network: BioformersNetwork) -> None:
+        super().__init__()
+        self.shape = network.shape
+        for name, tensor in network.tensors.items():
+            self.register_parameter(name.replace(".", "/"), torch.nn.Parameter(tensor.clone()))
+
+    def network(self) -> BioformersNetwork:
+        """The network of the present parameters, without a copy."""
+        tensors = {name.replace("/", "."): parameter for name, parameter in self.named_parameters()}
+        return BioformersNetwork(self.shape, tensors, recompute=False)
+
+    def forward(self, batch: MaskedValues) -> torch.Tensor:
+        """Logits [M, n_bins] of the hidden values."""
+        network, recorder = self.network(), _LastStates([])
+        recorder.begin(self.shape.n_layers, batch.tokens.packing)
+        states = network.forward(batch.tokens, recorder)
+        recorder.finish()
+        assert states is not None
+        return network.bin_logits(states[batch.chosen])
+
+
+class _LastStates(Recorder):
+    """Observes nothing, and has the model run to its last states."""
+
+    @property
+    def needs_output(self) -> bool:
+        return True
+
+
+def train(
+    source: BioformersSource,
+    cells: Tokens,
+    folder: Path,
+    settings: Settings,
+    *,
+    resume: bool = True,
+    progress: Progress | None = None,
+    stop_after: int | None = None,
+) -> dict[str, Any]:
+    """Train; write the model, ``training_log.json`` and ``metrics.csv`` into ``folder``.
+
+    AdamW with linear warm-up and cosine decay, cross-entropy over bins. Held-out cells are scored under one fixed mask,
+    half of it non-zero, beside each gene's bin frequencies under the masks of the training cells: the guess that sees
+    no cell. Checkpoints are written at every evaluation; a run that was killed continues, and on the same machine
+    with the same thread count ends with the weights of an uninterrupted one.
+
+    Parameters
+    ----------
+    source
+        The model with its fresh weights.
+    cells
+        Its tokens of all cells.
+    folder
+        Where the model goes; created when missing.
+    settings
+        See :class:`Settings`.
+    resume
+        Continue the run found in ``folder``; False starts again.
+    progress
+        Called at each evaluation.
+    stop_after
+        Stop, with a checkpoint, after this many steps in all: a rehearsal of a kill.
+
+    Returns
+    -------
+    The training log: ``settings``, ``data``, ``baseline`` and ``history`` (figures of :func:`score`), ``finished``.
+
+    Raises
+    ------
+    ValueError
+        If ``folder`` holds a run on other cells or with other settings, or too few cells have genes.
+    """
+    log: dict[str, Any] = identity(settings, data=_fingerprint(cells))
+    claim(folder, log)
+    if not resume:
+        remove_run(folder)
+    if (finished := finished_log(folder, log)) is not None:
+        return finished
+    train_cells, held_out_cells = _split(cells, settings)
+    last_exact = source.inputs.binning.last_exact
+    held_out = _masked_batches(held_out_cells, settings, HELD_OUT, 0, **HELD_OUT_MASK)
+    targets = torch.cat([batch.targets for batch in held_out])
+    log |= {
+        "train_cells": train_cells.n_cells,
+        "held_out_cells": held_out_cells.n_cells,
+        "baseline": _baseline(source, train_cells, held_out, targets, settings),
+        "history": [],
+        "seconds": 0.0,
+        "finished": False,
+    }
+    model = Trainable(source.network)
+
+    def loss(step: int, rows: np.ndarray) -> torch.Tensor:
+        batch = _masked(train_cells.select(rows), rng(settings.seed, MASKING, step), settings)
+        return cross_entropy(model(batch), batch.targets)
+
+    @torch.no_grad()
+    def evaluate() -> dict[str, float]:
+        found = score([model(batch) for batch in held_out], targets, last_exact)
+        return {f"held_out_{name}": value for name, value in found.items()}
+
+    log, ended = fit(
+        model,
+        adamw(model.parameters(), settings.lr, settings.weight_decay),
+        folder,
+        settings,
+        log,
+        epochs=Epochs(np.array(train_cells.lengths), settings.batch_tokens, settings.seed),
+        loss=loss,
+        evaluate=evaluate,
+        every=max(1, settings.steps // EVALUATIONS),
+        progress=progress,
+        stop_after=stop_after,
+    )
+    if not ended:
+        return log
+    write_atomically(folder / "metrics.csv", _csv(log["history"]))
+    return finish(folder, log, model, write=lambda _, into: source.with_network(model.network()).save(into))
+
+
+def _fingerprint(cells: Tokens) -> str:
+    assert cells.values is not None
+    parts = [cells.ids, cells.values] + ([] if cells.external is None else [cells.external])
+    return fingerprint(np.array(cells.lengths), *(part.numpy() for part in parts))
+
+
+def _split(cells: Tokens, settings: Settings) -> tuple[Tokens, Tokens]:
+    """Training cells and held-out cells, of those that have genes."""
+    usable = np.flatnonzero(np.array(cells.lengths) > 1)
+    n_held_out = max(1, round(settings.held_out * usable.size))
+    if usable.size - n_held_out < 1:
+        raise ValueError(
+            f"{usable.size} cells have tokens and {n_held_out} are to be held out: none is left to train on; "
+            "give more cells, or check that the vocabulary holds the data's genes"
+        )
+    order = rng(settings.seed, SPLIT).permutation(usable)
+    return cells.select(np.sort(order[n_held_out:])), cells.select(np.sort(order[:n_held_out]))
+
+
+def _masked(tokens: Tokens, draws: np.random.Generator, settings: Settings, **mask: float) -> MaskedValues:
+    mask = {"rate": settings.mask, "nonzero": settings.nonzero, **mask}
+    return mask_values(tokens, draws, **mask, behind=settings.model["architecture"] == "decoder")
+
+
+def _masked_batches(
+    cells: Tokens, settings: Settings, stream: int, number: int, **mask: float
+) -> list[MaskedValues]:
+    draws = rng(settings.seed, stream, number)
+    rows = random_batches(np.array(cells.lengths), settings.batch_tokens, draws)
+    return [_masked(cells.select(batch), draws, settings, **mask) for batch in rows]
+
+
+def _baseline(
+    source: BioformersSource,
+    cells: Tokens,
+    held_out: list[MaskedValues],
+    targets: torch.Tensor,
+    settings: Settings,
+) -> dict[str, float]:
+    """Scores of each gene's bin frequencies, counted under masks like those of the held-out cells."""
+    seen = [
+        batch
+        for number in range(BASELINE_PASSES)
+        for batch in _masked_batches(cells, settings, BASELINE, number, **HELD_OUT_MASK)
+    ]
+    frequencies = bin_frequencies(seen, len(source.genes), source.network.shape.n_bins)
+    logits = [frequencies[batch.tokens.ids[batch.chosen]] for batch in held_out]
+    return score(logits, targets, source.inputs.binning.last_exact)
+
+
+def _csv(history: list[dict[str, float]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(history[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history)
+    return text.getvalue()
+
+
+def settings_for(source: BioformersSource, **options: Any) -> Settings:
+    """Settings of a run of ``source``; ``options`` are the other fields of :class:`Settings`."""
+    return Settings(model=asdict(source.network.shape) | source.config(), **options)
