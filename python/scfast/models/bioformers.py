@@ -258,7 +258,7 @@ class BioformersSource(PackedSource):
             When no gene is in the vocabulary, a count is negative or not finite, a condition is unknown, or shapes
             do not agree.
         """
-        counts = as_csr(counts, var)
+        counts = as_csr(counts, var, "bins")
         match = self.match(var)
         tokens = tokens_of(
             counts, match.token_ids, match.target, totals_of(counts, n_counts), self.inputs.binning,
@@ -360,7 +360,7 @@ class BioformersSource(PackedSource):
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        vocabulary = {"<cls>": CLS} | self._tables.tokens
+        vocabulary = {"<cls>": CLS} | self.inputs.tables.tokens
         for name, content in (("config.json", self.config()), ("vocab.json", vocabulary)):
             part = folder / f".{name}.part"
             part.write_text(json.dumps(content, indent=1), encoding="utf-8")
