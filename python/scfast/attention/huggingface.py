@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -15,6 +15,9 @@ from scfast.attention.layer import ScoreOptions
 from scfast.attention.layout import Layout
 from scfast.attention.recorder import Recorder
 from scfast.attention.session import Session, active, check_dropout, refuse, session_of
+
+if TYPE_CHECKING:
+    from scfast.models.base import Tokens
 
 NAME = "scfast"
 #: dtype of a mask that holds 1 where a cell of a packed row starts; padding masks are bool.
@@ -220,8 +223,13 @@ def pretrained_modules(model: torch.nn.Module) -> list[Any]:
 
 
 @contextmanager
-def recording(model: torch.nn.Module, recorder: Recorder, cls_position: int | None) -> Iterator[None]:
-    """Record a model that holds one Hugging Face model: switch its attention, restore it on exit."""
+def recording(
+    model: torch.nn.Module, recorder: Recorder, cls_position: int | None, *, tokens: Tokens | None = None
+) -> Iterator[None]:
+    """Record a model that holds one Hugging Face model: switch its attention, restore it on exit.
+
+    ``tokens`` are those of the batch, where it is known (:class:`Session`).
+    """
     register()
     pretrained = pretrained_modules(model)
     outer = pretrained[0]
@@ -233,7 +241,9 @@ def recording(model: torch.nn.Module, recorder: Recorder, cls_position: int | No
             f"{type(outer).__name__} is an encoder-decoder: record its encoder, "
             "scfast.record(model.get_encoder(), ...)"
         )
-    session = Session(recorder, model, config.get_text_config().num_hidden_layers, cls_position)
+    session = Session(
+        recorder, model, config.get_text_config().num_hidden_layers, cls_position, tokens=tokens
+    )
     with ExitStack() as stack:
         for one in {id(module.config): module.config for module in pretrained}.values():
             stack.callback(setattr, one, "_attn_implementation", one._attn_implementation)

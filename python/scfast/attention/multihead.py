@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -16,7 +16,18 @@ from scfast.attention import parts
 from scfast.attention.layer import ScoreOptions
 from scfast.attention.layout import Layout
 from scfast.attention.recorder import Recorder
-from scfast.attention.session import Session, active, check_dropout, refuse, session_of
+from scfast.attention.session import (
+    Session,
+    active,
+    check_dropout,
+    check_packed,
+    refuse,
+    session_of,
+)
+from scfast.attention.states import watch_blocks
+
+if TYPE_CHECKING:
+    from scfast.models.base import Tokens
 
 
 def attention_modules(model: nn.Module) -> list[nn.MultiheadAttention]:
@@ -25,19 +36,37 @@ def attention_modules(model: nn.Module) -> list[nn.MultiheadAttention]:
 
 
 @contextmanager
-def recording(model: nn.Module, recorder: Recorder, cls_position: int | None) -> Iterator[None]:
-    """Record a model of nn.MultiheadAttention layers; every change to it is undone on exit."""
+def recording(
+    model: nn.Module,
+    recorder: Recorder,
+    cls_position: int | None,
+    *,
+    tokens: Tokens | None = None,
+    packed: bool = False,
+    blocks: Sequence[nn.Module] | None = None,
+) -> Iterator[None]:
+    """Record a model of nn.MultiheadAttention layers; every change to it is undone on exit.
+
+    Parameters
+    ----------
+    model, recorder, cls_position, tokens, packed
+        See :class:`Session`.
+    blocks
+        Modules whose outputs are the states after each layer. Default: the nn.TransformerEncoderLayer in ``model``.
+    """
     modules = attention_modules(model)
     for module in modules:
         if type(module).forward is not nn.MultiheadAttention.forward or "forward" in vars(module):
             raise TypeError(f"{type(module).__name__} has a forward of its own, so it cannot be recorded")
-    layers = [module for module in model.modules() if isinstance(module, nn.TransformerEncoderLayer)]
-    if any(observable.needs_hidden for observable in recorder.observables) and len(layers) != len(modules):
+    if blocks is None:
+        blocks = [module for module in model.modules() if isinstance(module, nn.TransformerEncoderLayer)]
+    if any(observable.needs_hidden for observable in recorder.observables) and len(blocks) != len(modules):
         raise NotImplementedError(
             f"hidden states are recorded of nn.TransformerEncoderLayer only; {type(model).__name__} has "
-            f"{len(layers)} of them and {len(modules)} attention layers"
+            f"{len(blocks)} of them and {len(modules)} attention layers: name the modules that give the states "
+            "with scfast.models.wrap(..., blocks=[...])"
         )
-    session = Session(recorder, model, len(modules), cls_position)
+    session = Session(recorder, model, len(modules), cls_position, tokens=tokens, packed=packed)
     with ExitStack() as stack:
         stack.enter_context(active(session))
         for module in modules:
@@ -51,28 +80,12 @@ def recording(model: nn.Module, recorder: Recorder, cls_position: int | None) ->
             stack.callback(setattr, encoder, "use_nested_tensor", encoder.use_nested_tensor)
             encoder.use_nested_tensor = False
         stack.callback(model.register_forward_pre_hook(lambda *_: session.start(), prepend=True).remove)
-        reported = _LayerStates(session)
-        for layer in layers:
-            stack.callback(layer.register_forward_hook(reported.after).remove)
+        arrange = partial(_cells_first, modules[0]) if modules else None
+        watch_blocks(session, blocks, stack, arrange)
         if recorder.needs_parts:
             parts.watch(session, model, stack, _cells_first)
         stack.callback(model.register_forward_hook(session.stop, with_kwargs=True).remove)
         yield
-
-
-class _LayerStates:
-    """Reports the input of the first encoder layer and the output of each."""
-
-    def __init__(self, session: Session) -> None:
-        self.session = session
-
-    def after(self, module: nn.TransformerEncoderLayer, args: tuple[Any, ...], output: torch.Tensor) -> None:
-        layer = self.session.layer
-        if not self.session.is_active:
-            return
-        if layer == 1:
-            self.session.hidden(0, _cells_first(module.self_attn, args[0]))
-        self.session.hidden(layer, _cells_first(module.self_attn, output))
 
 
 def _cells_first(module: nn.MultiheadAttention, x: torch.Tensor) -> torch.Tensor:
@@ -114,9 +127,13 @@ def _forward(
     _check_call(module, query, key, value)
     x = _cells_first(module, query)
     n_cells, length = x.shape[:2]
-    mask = _tokens(module, key_padding_mask, n_cells, length)
     causal = _is_causal(module, attn_mask, is_causal, length)
-    layout = Layout.padded(n_cells, length, length, mask, x.device)
+    layout = session.given
+    if layout is None:
+        mask = _tokens(module, key_padding_mask, n_cells, length)
+        layout = Layout.padded(n_cells, length, length, mask, x.device)
+    else:
+        check_packed(module, session, (n_cells, length))
     tokens = layout.pack_queries(x)
     width = module.embed_dim
     # q and k apart from v: recorders keep q and k, and a view of all three would keep v with them

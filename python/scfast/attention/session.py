@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,6 +13,9 @@ from scfast.attention.layer import LayerAttention, LayerParts, ScoreOptions
 from scfast.attention.layout import Layout
 from scfast.attention.recorder import Recorder
 from scfast.observables.target import Target, TargetLike
+
+if TYPE_CHECKING:
+    from scfast.models.base import Tokens
 
 
 class Session:
@@ -31,16 +34,31 @@ class Session:
         Attention calls of one forward.
     cls_position
         Handed to :meth:`Recorder.begin`.
+    tokens
+        Of the batch that the model is called with, where it is known: their cells must be those that the
+        attention sees, their genes are handed to :meth:`Recorder.begin`.
+    packed
+        Whether that batch is one row of all tokens, in which only attention tells cells apart.
     """
 
     def __init__(
-        self, recorder: Recorder, model: torch.nn.Module, n_layers: int, cls_position: int | None
+        self,
+        recorder: Recorder,
+        model: torch.nn.Module,
+        n_layers: int,
+        cls_position: int | None,
+        *,
+        tokens: Tokens | None = None,
+        packed: bool = False,
     ) -> None:
         self.recorder = recorder
         self.model = model
         self.n_layers = n_layers
         self.cls_position = cls_position
+        self.tokens = tokens
         self.layout: Layout | None = None
+        #: Of a packed batch, which no mask describes.
+        self.given = Layout(tokens.packing, None, None) if packed and tokens is not None else None
         #: What surrounds each attention module, by its id, and the layer input that was seen last, [B, L, d].
         self.parts: dict[int, LayerParts] = {}
         self.hidden_in: torch.Tensor | None = None
@@ -71,8 +89,7 @@ class Session:
         if not self._running:
             return None
         if self.layer == 0:
-            self.layout = layout
-            self.recorder.begin(self.n_layers, layout.packing, cls_position=self.cls_position)
+            self._begin(module, layout)
         assert self.layout is not None
         first = self.layout.packing
         if (first.lengths_q, first.lengths_k) != (layout.packing.lengths_q, layout.packing.lengths_k):
@@ -88,6 +105,19 @@ class Session:
         attention = LayerAttention(self.layer, q, k, v, first, options, **self._surroundings(module, layout))
         self.layer += 1
         return self.recorder.attend(attention)
+
+    def _begin(self, module: torch.nn.Module, layout: Layout) -> None:
+        about: dict[str, Any] = {"cls_position": self.cls_position}
+        if self.tokens is not None:
+            seen, given = layout.packing.lengths_k, self.tokens.lengths
+            if seen != given or layout.packing.lengths_q != given:
+                raise ValueError(
+                    f"{type(module).__name__} sees cells of {_some(seen)} tokens, but the batch has cells of "
+                    f"{_some(given)}: hand the batch's pads to the model (batch.pads, True on pads)"
+                )
+            about |= {"kind": self.tokens.kind, "gene_index": self.tokens.gene_index}
+        self.layout = layout
+        self.recorder.begin(self.n_layers, layout.packing, **about)
 
     def _surroundings(self, module: torch.nn.Module, layout: Layout) -> dict[str, Any]:
         if not self.recorder.needs_parts:
@@ -183,11 +213,26 @@ def _target_values(model: torch.nn.Module, target: TargetLike, output: Any) -> t
     return output.logits[:, labels[target.name]]
 
 
+def _some(lengths: tuple[int, ...]) -> str:
+    return ", ".join(map(str, lengths[:5])) + (", ..." if len(lengths) > 5 else "")
+
+
 def refuse(module: torch.nn.Module, what: str, remedy: str) -> None:
     """Raise for a feature that scfast's attention does not have."""
     raise NotImplementedError(
         f"scfast attention does not implement {what} ({type(module).__name__}): {remedy}"
     )
+
+
+def check_packed(module: torch.nn.Module, session: Session, shape: tuple[int, int]) -> None:
+    """Refuse states of a packed batch that are no single row of all its tokens."""
+    assert session.given is not None
+    expected = (1, session.given.packing.total_q)
+    if shape != expected:
+        raise ValueError(
+            f"{type(module).__name__} sees {shape[0]} rows of {shape[1]} tokens, but the batch is packed: 1 row "
+            f"of {expected[1]}; hand it batch.ids as they are, or wrap the model with packed=False"
+        )
 
 
 def check_dropout(module: torch.nn.Module, dropout: Any) -> None:

@@ -8,15 +8,41 @@ from typing import Any
 
 from scfast.models.base import AttentionSource, TokenBytes, TokenKind, Tokens
 
-__all__ = ["AttentionSource", "TokenBytes", "TokenKind", "Tokens", "load", "names"]
+__all__ = [
+    "AttentionLayers",
+    "AttentionSource",
+    "ModelBatch",
+    "TokenBytes",
+    "TokenKind",
+    "Tokens",
+    "load",
+    "names",
+    "pack_cells",
+    "wrap",
+]
 
 #: Model name -> module; each module has ``load(folder, **options)``. Imported on demand: adapters need
 #: scfast.attention, which itself needs this package's base types.
 _REGISTRY = {
     "bioformers": "scfast.models.bioformers",
     "geneformer": "scfast.models.geneformer",
+    "hf": "scfast.models.hf",
     "scgpt": "scfast.models.scgpt",
 }
+
+#: Names of this package -> modules that import scfast.attention; found when they are first used.
+_ON_DEMAND = {
+    "AttentionLayers": "scfast.attention.declared",
+    "ModelBatch": "scfast.models.calls",
+    "pack_cells": "scfast.models.tokenizer",
+    "wrap": "scfast.models.modules",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ON_DEMAND:
+        return getattr(import_module(_ON_DEMAND[name]), name)
+    raise AttributeError(f"module 'scfast.models' has no attribute {name!r}")
 
 
 def names() -> list[str]:
@@ -24,8 +50,8 @@ def names() -> list[str]:
 
     Examples
     --------
-    >>> names()
-    ['bioformers', 'geneformer', 'scgpt']
+    >>> {"geneformer", "hf"} <= set(names())
+    True
     """
     return sorted(_REGISTRY)
 

@@ -264,6 +264,8 @@ class AttentionSource(abc.ABC):
         Of the weights and activations.
     device
         Where the weights are, and the model runs.
+    prepared
+        Tokens of all cells of the data, in their order, where they were made beforehand; else None.
     """
 
     name: str
@@ -277,6 +279,7 @@ class AttentionSource(abc.ABC):
     cls_position: int | None
     dtype: torch.dtype
     device: torch.device
+    prepared: Tokens | None = None
 
     @abc.abstractmethod
     def tokenize(

@@ -48,6 +48,7 @@ class ModelPair(AttentionSource):
         self.max_tokens, self.genes = first.max_tokens, first.genes
         self.default_readout, self.cls_position = first.default_readout, first.cls_position
         self.dtype, self.device = first.dtype, first.device
+        self.prepared = first.prepared
 
     def tokenize(
         self, counts: sparse.csr_matrix, var: pd.DataFrame, n_counts: np.ndarray | None = None

@@ -43,8 +43,20 @@ class Counts:
         return block, None if self.n_counts is None else self.n_counts[rows]
 
     def tokenize(self, source: AttentionSource, rows: np.ndarray) -> tuple[sparse.csr_matrix, Tokens]:
-        """Counts and tokens of some cells, without a warning per block about values that were looked at as a whole."""
+        """Counts and tokens of some cells, without a warning per block about values that were looked at as a whole.
+
+        Raises
+        ------
+        ValueError
+            When tokens that were made beforehand are of another number of cells.
+        """
         block, totals = self.take(rows)
+        if source.prepared is not None:
+            if source.prepared.n_cells != self.n_cells:
+                raise ValueError(
+                    f"{source.name} holds tokens of {source.prepared.n_cells} cells, but the data have {self.n_cells}"
+                )
+            return block, source.prepared.select(rows)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*recover_counts", category=UserWarning)
             return block, source.tokenize(block, self.var, totals)

@@ -186,6 +186,11 @@ def check_options(key_added: str, null: str | None = None) -> None:
 def get_rows(found: TokenSurvey, source: AttentionSource, var: pd.DataFrame) -> np.ndarray:
     """Rows with at least one gene token; an error when there are none, a warning when some have none."""
     rows = np.flatnonzero(found.gene_tokens > 0)
+    if not len(rows) and not source.genes:
+        raise ValueError(
+            f"{source.name} does not say which token stands for which gene: give it a vocabulary=, or return gene_index"
+            " from its tokeniser"
+        )
     if not len(rows):
         raise ValueError(
             f"no cell has a gene of {source.name}'s vocabulary: adata.var_names hold"

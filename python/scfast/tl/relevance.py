@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 import torch
 
 from scfast.models.base import AttentionSource, Tokens
 from scfast.observables import AttentionAttribution, GradientAttention, Observable, Relevance
-from scfast.observables.target import Target, parse_target
+from scfast.observables.target import Target, TargetLike, parse_target
 from scfast.run import survey
 from scfast.tl._batches import Conditions, given
 from scfast.tl._gene_scores import GeneScoring, Parts, score_genes
@@ -28,7 +28,7 @@ ROLLED = METHODS[:2]
 def relevance(
     adata: AnnData,
     model: AttentionSource | str,
-    target: str,
+    target: str | Callable[[Any], torch.Tensor],
     *,
     method: Literal["chefer-mm", "row-normalised", "gradient-attention", "attribution"] = "chefer-mm",
     readout: str | None = None,
@@ -61,7 +61,8 @@ def relevance(
     target
         ``"class:NAME"``: the logit of a class of a fine-tuned model. ``"gene:NAME"``, a name from ``adata.var_names``:
         the logit that the masked-gene head gives the gene at its own token, which is not masked; only cells that have
-        the gene are run.
+        the gene are run. Of models from :func:`scfast.models.wrap` and ``load("hf", ...)``: a function of what the
+        model returns that gives one number per cell, [B].
     method
         ``"chefer-mm"``: R <- R + C R from the first layer to the last (Chefer et al. 2021, ICCV), without the identity
         that R starts from. ``"row-normalised"``: rollout of C + I with rows divided by their sums; the scores of a cell
@@ -70,7 +71,8 @@ def relevance(
         costs layers x ``steps`` runs of the model.
     readout
         Of the first two: where R is read. Default: where the target is, the first token of a cell for a class, the
-        gene's token for a gene. Else ``"cls"``, ``"mean"`` (over gene tokens) or ``"gene:NAME"``.
+        gene's token for a gene, for a function the model's cls token or the mean. Else ``"cls"``, ``"mean"`` (over
+        gene tokens) or ``"gene:NAME"``.
     steps
         Of ``"attribution"``.
     groupby
@@ -155,7 +157,7 @@ def relevance(
     params = {
         **given(groupby=groupby, replicate_key=replicate_key, counts_layer=counts_layer, readout=readout),
         **({"steps": steps} if method == "attribution" else {}),
-        "target": str(aim),
+        "target": str(aim) if isinstance(aim, Target) else getattr(aim, "__name__", type(aim).__name__),
         "method": method,
     }
     return score_genes(
@@ -164,10 +166,18 @@ def relevance(
     )  # fmt: skip
 
 
-def _resolve_target(target: str, source: AttentionSource, names: pd.Index) -> tuple[Target, Readout | None]:
+def _resolve_target(
+    target: str | Callable[[Any], torch.Tensor], source: AttentionSource, names: pd.Index
+) -> tuple[TargetLike, Readout | None]:
     """The target, and the readout where it is read: None for the first token of each cell."""
     if not isinstance(target, str):
-        raise TypeError(f"target must be 'class:NAME' or 'gene:NAME', got {type(target).__name__}")
+        if not callable(target):
+            raise TypeError(
+                f"target must be 'class:NAME' or 'gene:NAME', got {type(target).__name__}; models of scfast.models.wrap"
+                " also take a function of what they return"
+            )
+        place = "mean" if source.cls_position is None else "cls"
+        return source.check_target(target), resolve_readout(place, source, names)
     aim = parse_target(target)
     assert isinstance(aim, Target)
     if aim.kind == "class":
@@ -179,7 +189,9 @@ def _resolve_target(target: str, source: AttentionSource, names: pd.Index) -> tu
     return source.check_target(Target("gene", aim.name, read.gene)), read
 
 
-def _observable(method: str, aim: Target, read: Readout | None, steps: int) -> Callable[[Tokens], Observable]:
+def _observable(
+    method: str, aim: TargetLike, read: Readout | None, steps: int
+) -> Callable[[Tokens], Observable]:
     """Makes the method's observable for a batch."""
     if method == "attribution":
         attribution = AttentionAttribution(aim, steps=steps)
