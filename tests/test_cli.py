@@ -241,6 +241,7 @@ def test_dry_run_says_what_would_be_done_and_writes_nothing(data, model, tmp_pat
     )
     assert "40 cells x 25 genes" in text
     assert "2 groups of cell_type" in text
+    assert "25 of 25 genes are in the vocabulary (the index of var read as gene ids); 0 are lost" in text
     assert not out.exists()
 
 

@@ -99,6 +99,14 @@ def test_two_tables_for_one_role_are_not_guessed(tmp_path: Path) -> None:
         ({"gene_medians": MEDIANS | {"NA": 0}}, "median of 'NA' must be above 0, got 0"),
         ({"gene_medians": MEDIANS | {"NA": float("nan")}}, "must be finite, got nan"),
         ({"gene_names": {"TSPAN6": 3}}, "must be a gene id, got a int"),
+        (
+            {"token_dictionary": MEDIANS},
+            r"holds medians \(.*\) under the name of the token dictionary: give token_d",
+        ),
+        (
+            {"gene_medians": TOKENS},
+            r"holds a token dictionary \(it has <pad>, <mask>.*\) where medians are expected",
+        ),
     ],
 )
 def test_content_that_makes_no_sense(tmp_path: Path, tables: dict[str, Any], said: str) -> None:
@@ -124,6 +132,15 @@ def test_files_that_are_no_tables(tmp_path: Path, name: str, content: bytes, sai
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=said):
         dictionaries.read_table(tmp_path / name)
+
+
+def test_medians_under_the_name_of_the_token_dictionary(tmp_path: Path) -> None:
+    table(
+        tmp_path / "token_dictionary_gc104M.pkl",
+        {gene: np.float64(median) for gene, median in MEDIANS.items()},
+    )
+    with pytest.raises(ValueError, match=r"token_dictionary_gc104M\.pkl holds medians \(.*no <pad>"):
+        dictionaries.read(tmp_path, gene_medians=MEDIANS)
 
 
 def test_a_hostile_dictionary_does_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -307,8 +307,9 @@ def test_shapes_and_kinds_of_counts(tmp_path: Path) -> None:
 
 
 def test_load_names_what_it_knows(tmp_path: Path) -> None:
-    assert {"geneformer", "hf"} <= set(names())
-    with pytest.raises(ValueError, match=r"there is no model 'gpt'; .* knows .*geneformer, hf"):
+    assert names() == sorted(names())
+    assert {"bioformers", "geneformer", "hf", "scgpt"} <= set(names())
+    with pytest.raises(ValueError, match=r"there is no model 'gpt'; .* knows .*geneformer"):
         load("gpt", tmp_path)
     with pytest.raises(FileNotFoundError, match=r"config\.json is missing \(there is no such folder\)"):
         load("geneformer", tmp_path / "none")

@@ -146,6 +146,7 @@ def command(
         "data": f"{data}: {adata.n_obs:,} cells x {adata.n_vars:,} genes",
         "model": f"{source.name}: {source.n_layers} layers, {source.n_heads} heads, up to "
         f"{source.max_tokens} tokens",
+        "genes": source.gene_report(adata.var) or "as the tokeniser says",
         "analysis": ANALYSES[analysis].describe(options | {"groups": groups}, source),
         "device": str(source.device),
         "memory": memory or (DEFAULT_MEMORY if source.device.type == "cpu" else "what is free on the GPU"),

@@ -287,6 +287,14 @@ class AttentionSource(abc.ABC):
     ) -> Tokens:
         """Tokens of every row of ``counts`` [cells, genes], whose columns ``var`` describes."""
 
+    def gene_report(self, var: pd.DataFrame) -> str | None:
+        """One sentence: which genes of the data the vocabulary knows, how they were found, which are lost.
+
+        None where tokens do not come from names of genes.
+        """
+        match = getattr(self, "match", None)
+        return None if match is None else match(var).describe()
+
     @abc.abstractmethod
     def forward(self, tokens: Tokens, recorder: Recorder) -> None:
         """Run the model over all cells of ``tokens`` at once; ``recorder`` computes the attention.

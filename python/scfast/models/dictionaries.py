@@ -231,7 +231,32 @@ def _typed(table: Any, role: str, convert: Callable[[Any, str, str], Any]) -> di
         raise ValueError(
             f"{origin} must have gene ids or token names as keys; it has a {type(wrong).__name__}"
         )
+    _refuse_swapped(content, role, origin)
     return {key: convert(value, key, origin) for key, value in content.items()}
+
+
+def _refuse_swapped(content: Mapping[str, Any], role: str, origin: str) -> None:
+    """Name medians under the name of the token dictionary, which are found in the wild, and the reverse."""
+    special = [token for token in SPECIAL if token in content]
+    if role == "gene_medians" and special:
+        raise ValueError(
+            f"{origin} holds a token dictionary (it has {', '.join(special)}) where medians are expected: the two are "
+            "swapped; give gene_medians=PATH of the table whose values are non-zero medians"
+        )
+    if role == "token_dictionary" and not special:
+        shown = next(((key, value) for key, value in content.items() if not _is_whole(value)), None)
+        if shown is not None:
+            raise ValueError(
+                f"{origin} holds medians ({shown[0]}: {shown[1]}; no <pad>, no <mask>) under the name of the token "
+                "dictionary: give token_dictionary=PATH of the table whose values are whole numbers"
+            )
+
+
+def _is_whole(value: Any) -> bool:
+    try:
+        return float(value).is_integer()
+    except (TypeError, ValueError):
+        return True  # no number at all: refused elsewhere
 
 
 def _token_id(value: Any, key: str, origin: str) -> int:

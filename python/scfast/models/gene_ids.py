@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,8 @@ _ENSEMBL = re.compile(r"ENS[A-Z]*G\d{11}")
 _VERSION = re.compile(r"(ENS[A-Z]*G\d{11})\.\d+")
 #: Ids win over symbols unless they match fewer than this share of what symbols match.
 _IDS_PREFERRED = 0.5
+#: Lost names that a report shows.
+_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,10 @@ class GeneMatch:
         ``"index"`` or the column of ``var`` that holds the names.
     by
         ``"id"``, or ``"symbol"`` when symbols were translated.
+    n_by_symbol
+        Columns without a gene id, in data that have ids, that were found by their symbol.
+    lost
+        The first names that the vocabulary lacks, for reports.
     """
 
     token_ids: np.ndarray
@@ -47,6 +53,8 @@ class GeneMatch:
     target: np.ndarray
     source: str
     by: str
+    n_by_symbol: int = 0
+    lost: tuple[str, ...] = ()
 
     @property
     def n_matched(self) -> int:
@@ -62,9 +70,13 @@ class GeneMatch:
         """One sentence for reports."""
         where = "the index of var" if self.source == "index" else f"var[{self.source!r}]"
         how = "as gene ids" if self.by == "id" else "as gene symbols, translated by the name dictionary"
+        if self.n_by_symbol:
+            how += f", {self.n_by_symbol} without an id by their symbol"
+        n_lost = len(self.token_ids) - self.n_matched
+        named = f" ({', '.join(self.lost)}{', ...' if n_lost > len(self.lost) else ''})" if self.lost else ""
         return (
             f"{self.n_matched} of {len(self.token_ids)} genes are in the vocabulary ({where} read {how}); "
-            f"{self.n_collapsed} were added to another column of the same gene"
+            f"{n_lost} are lost{named}; {self.n_collapsed} were added to another column of the same gene"
         )
 
 
@@ -72,7 +84,8 @@ def match_genes(var: pd.DataFrame, dictionaries: Dictionaries) -> GeneMatch:
     """Find the names in ``var`` (index or a column of :data:`COLUMNS`) that fit the vocabulary best.
 
     Gene ids are looked up as they are, without an Ensembl version suffix, and through the Ensembl mapping
-    where there is one. Symbols are translated by the name dictionary. Ids are preferred.
+    where there is one. Symbols are translated by the name dictionary. Ids are preferred; a gene that has none is
+    looked up by its symbol, while one whose id the vocabulary lacks is lost.
 
     Raises
     ------
@@ -105,7 +118,24 @@ def match_genes(var: pd.DataFrame, dictionaries: Dictionaries) -> GeneMatch:
     chosen = best["id"] if hits[best["id"]] >= _IDS_PREFERRED * hits[best["symbol"]] else best["symbol"]
     if hits[chosen] == 0:
         raise ValueError(_no_overlap(candidates, dictionaries))
-    return _columns(found[chosen], candidates[chosen[0]], dictionaries, *chosen)
+    genes, names = list(found[chosen]), candidates[chosen[0]]
+    without_id = [gene is None and not _is_id(name) for gene, name in zip(genes, names, strict=True)]
+    if chosen[1] == "id":
+        for column in (column for column, without in enumerate(without_id) if without):
+            symbols = (found[source, "symbol"][column] for source in candidates)
+            genes[column] = next((gene for gene in symbols if gene is not None), None)
+    match = _columns(genes, names, dictionaries, *chosen)
+    n_by_symbol = sum(genes[column] is not None for column, without in enumerate(without_id) if without)
+    lost = [
+        name if isinstance(name, str) and name else "no name"
+        for gene, name in zip(genes, names, strict=True)
+        if gene is None
+    ]
+    return replace(match, n_by_symbol=n_by_symbol, lost=tuple(lost[:_SHOWN]))
+
+
+def _is_id(name: object) -> bool:
+    return isinstance(name, str) and _ENSEMBL.match(name.upper()) is not None
 
 
 class Matcher:

@@ -70,6 +70,10 @@ class ModelPair(AttentionSource):
             )
         return tokens
 
+    def gene_report(self, var: pd.DataFrame) -> str | None:
+        """Of the first model; both have one vocabulary."""
+        return self.first.gene_report(var)
+
     def forward(self, tokens: Tokens, recorder: Recorder) -> None:
         """Run the first model, then the second."""
         if any(observable.needs_hidden for observable in recorder.observables):

@@ -115,6 +115,10 @@ class WrappedSource(AttentionSource):
         self._check_lengths(tokens)
         return tokens
 
+    def gene_report(self, var: pd.DataFrame) -> str | None:
+        """See :meth:`AttentionSource.gene_report`; None without a vocabulary."""
+        return None if self._tokenizer.tables is None else self._tokenizer.match(var).describe()
+
     def with_tokens(
         self, encoded: Encoded, var: pd.DataFrame | None = None, *, mask: torch.Tensor | None = None
     ) -> WrappedSource:

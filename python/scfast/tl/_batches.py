@@ -99,7 +99,7 @@ class Batches:
             "n_heads": self.source.n_heads,
             "backend": self.how.backend,
             "plan": plan.conditions() | {"hash": plan.hash},
-            **given(memory=self.how.memory),
+            **given(memory=self.how.memory, genes=self.source.gene_report(self.counts.var)),
         }
 
 
