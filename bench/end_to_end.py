@@ -36,6 +36,8 @@ PLAIN = "torch SDPA forward, packed linear layers"
 PLAIN_BY_CELL = "torch SDPA forward, one cell a call"
 OURS = "scfast.tl.rollout"
 RECORD = "scfast.record around the model"
+HF = "scfast.tl.rollout, Hugging Face checkpoint"
+WRAPPED = "scfast.tl.rollout, torch's own encoder wrapped"
 MAPS = "eager maps and matrix rollout, batches of 8 as they come"
 MAPS_SORTED = "eager maps and matrix rollout, batches of 8 by length"
 RESIDUAL = 0.5
@@ -57,6 +59,35 @@ def write_checkpoint(folder: Path, data: Path) -> None:
     shutil.copy(data / "geneformer" / "v1_gc30M_tokens.csv.gz", folder / "token_dictionary.csv.gz")
 
 
+class TorchEncoder(torch.nn.Module):
+    """The same model as a person would write it with torch's own layers."""
+
+    def __init__(self, bert: BertModel) -> None:
+        super().__init__()
+        config = bert.config
+        layer = torch.nn.TransformerEncoderLayer(
+            config.hidden_size, config.num_attention_heads, config.intermediate_size, batch_first=True,
+            layer_norm_eps=config.layer_norm_eps,
+        )  # fmt: skip
+        self.embeddings = bert.embeddings
+        self.encoder = torch.nn.TransformerEncoder(
+            layer, config.num_hidden_layers, enable_nested_tensor=False
+        )
+        for mine, theirs in zip(self.encoder.layers, bert.encoder.layer, strict=True):
+            own = (theirs.attention.self.query, theirs.attention.self.key, theirs.attention.self.value)
+            mine.self_attn.in_proj_weight.data = torch.cat([part.weight for part in own])
+            mine.self_attn.in_proj_bias.data = torch.cat([part.bias for part in own])
+            mine.self_attn.out_proj, mine.norm1 = (
+                theirs.attention.output.dense,
+                theirs.attention.output.LayerNorm,
+            )
+            mine.linear1, mine.linear2 = theirs.intermediate.dense, theirs.output.dense
+            mine.norm2 = theirs.output.LayerNorm
+
+    def forward(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        return self.encoder(self.embeddings(input_ids=ids, position_ids=positions))
+
+
 class Bench:
     """The model, the cells, and one method per contender; each takes the numbers of the cells to run."""
 
@@ -73,11 +104,18 @@ class Bench:
             BertModel.from_pretrained(folder, attn_implementation=name, add_pooling_layer=False).eval()
             for name in ("sdpa", "eager")
         )
+        self.hf = scfast.models.load("hf", folder)
+        self.wrapped = scfast.models.wrap(
+            TorchEncoder(self.sdpa).eval(), call=lambda model, batch: model(batch.ids, batch.positions),
+            max_tokens=2048, packed=True,
+        )  # fmt: skip
 
     def contenders(self) -> dict[str, Callable[[np.ndarray], Scores]]:
         """Name -> method."""
         return {
             OURS: self.rollout,
+            HF: self.rollout_hf,
+            WRAPPED: self.rollout_wrapped,
             RECORD: self.record,
             PLAIN: self.plain_packed,
             PLAIN_BY_CELL: self.plain_by_cell,
@@ -128,8 +166,17 @@ class Bench:
 
     # ours
     def rollout(self, cells: np.ndarray) -> Scores:
+        return self.scores_of(self.source, cells)
+
+    def rollout_hf(self, cells: np.ndarray) -> Scores:
+        return self.scores_of(self.hf.with_tokens(self.tokens.select(cells)), cells)
+
+    def rollout_wrapped(self, cells: np.ndarray) -> Scores:
+        return self.scores_of(self.wrapped.with_tokens(self.tokens.select(cells)), cells)
+
+    def scores_of(self, source: Any, cells: np.ndarray) -> Scores:
         adata = self.adata if cells.size == self.adata.n_obs else self.adata[cells].copy()
-        scfast.tl.rollout(adata, self.source, readout="mean", residual=RESIDUAL, null=None, progress=False)
+        scfast.tl.rollout(adata, source, readout="mean", residual=RESIDUAL, null=None, progress=False)
         scores = adata.layers["rollout"]
         genes = self.tokens.packing.split_q(self.tokens.gene_index)
         return [scores[row].toarray()[0, genes[cell].numpy()] for row, cell in enumerate(cells)]

@@ -192,6 +192,22 @@ def test_cells_that_were_tokenised_before() -> None:
         scfast.tl.rollout(adata[:3].copy(), ready, progress=False)
 
 
+@pytest.mark.parametrize("packed", [True, False])
+def test_what_nobody_wants_is_not_run(packed: bool) -> None:
+    model = Encoder().eval()
+    source = wrap(model, call=run_encoder, max_tokens=64, packed=packed).with_tokens(ids())
+    runs: list[int] = []
+    for layer in model.encoder.layers:
+        layer.linear2.register_forward_hook(lambda *_: runs.append(1))
+    alone = record(source, Rollout("mean"), Received(), Entropy())
+    assert len(runs) == 2
+    together = record(source, Rollout("mean"), Received(), Entropy(), HiddenStates(-1))
+    assert len(runs) == 2 + 3
+    for name in ("rollout", "received", "entropy"):
+        for one, other in zip(alone[name], together[name], strict=True):
+            assert_close(one, other, **CLOSE)
+
+
 def test_copies_are_recorded_alike() -> None:
     model = Decoder().eval()
     source = wrap_decoder(model).with_tokens({"ids": ids(), "values": counts()})

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from scfast.models.base import Tokens
 
 
+class EnoughSeen(Exception):  # noqa: N818 - nothing went wrong
+    """Ends a forward whose rest nobody wants; whoever gave the session its tokens catches it."""
+
+
 class Session:
     """Counts the attention calls of one model's forward and reports them to a recorder.
 
@@ -36,7 +40,8 @@ class Session:
         Handed to :meth:`Recorder.begin`.
     tokens
         Of the batch that the model is called with, where it is known: their cells must be those that the
-        attention sees, their genes are handed to :meth:`Recorder.begin`.
+        attention sees, their genes are handed to :meth:`Recorder.begin`. Whoever calls the model so has no use for its
+        output, and catches :class:`EnoughSeen`.
     packed
         Whether that batch is one row of all tokens, in which only attention tells cells apart.
     """
@@ -102,9 +107,25 @@ class Session:
                 f"the model called attention more often than its {self.n_layers} layers: record the "
                 "submodule whose layers you want (an encoder-decoder's encoder, for example)"
             )
-        attention = LayerAttention(self.layer, q, k, v, first, options, **self._surroundings(module, layout))
+        enough = self.layer == self.n_layers - 1 and self._nothing_follows
+        attention = LayerAttention(
+            self.layer, q, k, None if enough else v, first, options, **self._surroundings(module, layout)
+        )
         self.layer += 1
-        return self.recorder.attend(attention)
+        out = self.recorder.attend(attention)
+        if enough:
+            self._running = False
+            self.recorder.finish()
+            raise EnoughSeen
+        return out
+
+    @property
+    def _nothing_follows(self) -> bool:
+        """Whether all that is wanted of this forward is known once the last layer's q and k are."""
+        recorder = self.recorder
+        wanted = recorder.needs_output or recorder.needs_parts or recorder.target is not None
+        states = any(observable.needs_hidden for observable in recorder.observables)
+        return self.tokens is not None and not wanted and not states
 
     def _begin(self, module: torch.nn.Module, layout: Layout) -> None:
         about: dict[str, Any] = {"cls_position": self.cls_position}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from scfast.attention.session import EnoughSeen
 from scfast.models.base import AttentionSource, TokenBytes, Tokens
 from scfast.models.calls import ModelBatch
 from scfast.models.tokenizer import Encoded, Tokenizer
@@ -184,6 +185,7 @@ class WrappedSource(AttentionSource):
         with (
             torch.set_grad_enabled(differentiated),
             self._record(called, recorder, self.cls_position, batch),
+            suppress(EnoughSeen),
         ):
             called(batch)
 
