@@ -45,10 +45,24 @@ def test_columns_are_those_results(adata):
         assert row["candidate"] == (same and all(gains))
 
 
+def test_where_gain_stops(adata):
+    scfast.tl.layers_report(adata)
+    about = adata.uns["layers_report"]["labels"]
+    assert about.index.tolist() == ["type", "donor"]
+    probes = adata.uns["probe"]["table"]
+    for label, row in about.iterrows():
+        part = probes[(probes["label"] == label) & (probes["readout"] == "cls")].set_index("layer")
+        assert row["f1_best"] == part["f1"].max() == part["f1"].loc[row["best"]]
+        good = part["f1"] >= part["f1"].max() - part["f1_se"].loc[row["best"]]
+        assert row["stops"] == good[good].index.min() <= row["best"]
+        assert row["f1_stops"] == part["f1"].loc[row["stops"]]
+
+
 def test_without_probes_and_round_trip(adata, tmp_path):
     scfast.tl.layers_report(adata, probe=None, key_added="short")
     table = adata.uns["short"]["table"]
     assert list(table) == ["layer", "block", "change", "to_last", "candidate"]
+    assert "labels" not in adata.uns["short"]
     path = scfast.io.write_h5ad(adata, tmp_path / "cells.h5ad")
     assert_same(scfast.io.read(path).uns["short"]["table"], table)
 

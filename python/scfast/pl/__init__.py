@@ -2,6 +2,7 @@
 
 from scfast.pl.attention_norms import attention_norms
 from scfast.pl.attention_shift import attention_shift
+from scfast.pl.clustermap import clustermap
 from scfast.pl.compare_de import compare_de
 from scfast.pl.confusion import confusion
 from scfast.pl.enrich import enrich
@@ -14,10 +15,13 @@ from scfast.pl.received import received
 from scfast.pl.relevance import relevance
 from scfast.pl.rollout import rollout
 from scfast.pl.rollout_matrix import rollout_matrix
+from scfast.pl.similarity_distribution import similarity_distribution
+from scfast.pl.similarity_heatmap import similarity_heatmap
 
 __all__ = [
     "attention_norms",
     "attention_shift",
+    "clustermap",
     "compare_de",
     "confusion",
     "enrich",
@@ -30,4 +34,6 @@ __all__ = [
     "relevance",
     "rollout",
     "rollout_matrix",
+    "similarity_distribution",
+    "similarity_heatmap",
 ]

@@ -60,7 +60,10 @@ def title(panel: Axes, name: str, facts: str = "") -> None:
     lines = facts.count("\n") + 1 if facts else 0
     panel.set_title(name, fontsize=10.5, loc="left", pad=6 + 10 * lines, fontweight="bold")
     if facts:
-        below = panel.text(0, 1.015, facts, transform=panel.transAxes, fontsize=7.5, color=GREY, va="bottom")
+        below = panel.annotate(
+            facts, (0, 1), (0, 3), xycoords="axes fraction", textcoords="offset points", fontsize=7.5, color=GREY,
+            va="bottom",
+        )  # fmt: skip
         below.set_in_layout(not name)  # the title keeps its place, and a long line makes no panel narrow
 
 

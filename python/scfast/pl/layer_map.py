@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scfast.pl._figure import INK, choose, figure_of, finish, make_panels, title
+from scfast.pl._figure import choose, figure_of, finish, make_panels, title
+from scfast.pl._similarity import frame
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -88,23 +89,20 @@ def layer_map(
         title(panel, heading, f"{int(about['cells']):,} cells  ·  {int(about['blocks'])} blocks{clear}")
         panel.set_xlabel("layer (0: embeddings)", fontsize=8.5)
         panel.set_ylabel("layer", fontsize=8.5)
-        panel.tick_params(labelsize=8, length=3, width=0.7)
+        panel.tick_params(labelsize=8, colors="#555555", length=0)
+        for side in panel.spines.values():
+            side.set_visible(False)
         panel.locator_params(integer=True, nbins=8)
     bar = figure_of(axes[0]).colorbar(image, ax=axes, shrink=0.8, pad=0.02)
     bar.set_label("mean cosine", fontsize=8.5)
-    bar.ax.tick_params(labelsize=8)
+    bar.ax.tick_params(labelsize=8, length=0)
+    bar.outline.set_visible(False)  # type: ignore[operator]
     finish(axes[0], ax is None, show, save)
     return axes[0] if len(axes) == 1 else axes
 
 
 def _frames(panel: Axes, of_layer: np.ndarray) -> None:
     """A frame around each block."""
-    from matplotlib.patches import Rectangle
-
     for block in np.unique(of_layer[of_layer >= 0]):
         there = np.flatnonzero(of_layer == block)
-        corner = (there[0] - 0.5, there[0] - 0.5)
-        panel.add_patch(
-            Rectangle(corner, len(there), len(there), fill=False, edgecolor="white", linewidth=2.6)
-        )
-        panel.add_patch(Rectangle(corner, len(there), len(there), fill=False, edgecolor=INK, linewidth=1.2))
+        frame(panel, int(there[0]), len(there))

@@ -53,6 +53,11 @@ def layers_report(
         continues the block of the one before, and no label's F1 gains more than its standard error. Whether a model
         does as well without the candidates is to be tried; the table says where to begin.
 
+        ``uns[key_added]["labels"]``, with probes: DataFrame, one row per label: ``best``, the layer of the highest F1,
+        ``f1_best`` and its standard error ``f1_se``; ``stops``, the first layer whose F1 is within that error of it
+        (the one-standard-error rule of Breiman et al. 1984), after which no layer gains, and ``f1_stops``. 0: the
+        embeddings.
+
         ``uns[key_added]["params"]``: the arguments.
 
     Raises
@@ -77,10 +82,12 @@ def layers_report(
     table = table.set_index("layer")[["block", "change", "to_last"]]
     candidate = table["block"].diff() == 0
     read = alike["params"]["readout"] if readout is None else readout
+    stops: list[tuple[str, int, float, float, int, float]] = []
     if probe is not None:
         probes = _results(adata, probe, "transfer", "probe")
         _check_model(alike, probes, similarity, probe)
         for label, f1, error in _curves(probes["table"], read, probe):
+            stops.append((label, *_where_gain_stops(f1, error)))
             f1, error = f1.reindex(table.index), error.reindex(table.index)
             gain, gain_se = f1.diff(), np.sqrt(error**2 + error.shift() ** 2)
             table = table.assign(**{f"f1_{label}": f1, f"gain_{label}": gain, f"gain_se_{label}": gain_se})
@@ -105,6 +112,9 @@ def layers_report(
             **given(probe=probe, shift=shift),
         },
     }
+    if stops:
+        columns = ["label", "best", "f1_best", "f1_se", "stops", "f1_stops"]
+        uns["labels"] = pd.DataFrame(stops, columns=columns).set_index("label")
     target = adata.copy() if copy else adata
     commit(target, uns={key_added: uns})
     return target if copy else None
@@ -147,3 +157,20 @@ def _curves(table: pd.DataFrame, readout: str, key: str) -> list[tuple[str, pd.S
         )
     parts = mine.set_index("layer").groupby("label", observed=True, sort=False)
     return [(str(label), part["f1"], part["f1_se"]) for label, part in parts]
+
+
+def _where_gain_stops(f1: pd.Series, error: pd.Series) -> tuple[int, float, float, int, float]:
+    """The best layer, its F1 and error, the first layer whose F1 is within that error of it, and its F1; -1: none.
+
+    Examples
+    --------
+    >>> f1 = pd.Series([0.5, 0.81, 0.83, 0.82])
+    >>> _where_gain_stops(f1, pd.Series([0.1, 0.02, 0.03, 0.02]))
+    (2, 0.83, 0.03, 1, 0.81)
+    """
+    if f1.isna().all():
+        return -1, float("nan"), float("nan"), -1, float("nan")
+    best = f1.idxmax()
+    allowed = 0.0 if np.isnan(error[best]) else float(error[best])
+    stop = f1.index[(f1 >= f1[best] - allowed).to_numpy()][0]
+    return int(best), float(f1[best]), allowed, int(stop), float(f1[stop])
