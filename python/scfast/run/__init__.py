@@ -3,22 +3,34 @@
 from scfast.run.counts import Counts
 from scfast.run.device import default_device, resolve_device
 from scfast.run.equal_length import EqualLength
+from scfast.run.ledger import Ledger, OtherRunError
 from scfast.run.memory import DEFAULT_MEMORY, granted_memory, parse_memory, token_budget
 from scfast.run.plan import Plan, make_plan
 from scfast.run.runner import Results, TokenSurvey, run, survey
+from scfast.run.shards import PartDone, ShardedRun
+from scfast.run.stopping import Stopped
+from scfast.run.store import Store, current_store, resumable
 
 __all__ = [
     "DEFAULT_MEMORY",
     "Counts",
     "EqualLength",
+    "Ledger",
+    "OtherRunError",
+    "PartDone",
     "Plan",
     "Results",
+    "ShardedRun",
+    "Stopped",
+    "Store",
     "TokenSurvey",
+    "current_store",
     "default_device",
     "granted_memory",
     "make_plan",
     "parse_memory",
     "resolve_device",
+    "resumable",
     "run",
     "survey",
     "token_budget",

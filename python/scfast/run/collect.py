@@ -11,29 +11,30 @@ from scfast.analyses.base import RowBlock, RowWriter
 
 
 class Collector:
-    """Takes the blocks of a row writer and builds the whole result at the end.
+    """Takes the blocks of a row writer and builds the result of ``n_rows`` rows from ``first_row`` on at the end.
 
     Sparse blocks are held until then, so that the peak is twice their size; dense rows go straight to their
     place.
     """
 
-    def __init__(self, writer: RowWriter, n_rows: int) -> None:
-        self._writer, self._n_rows = writer, n_rows
+    def __init__(self, writer: RowWriter, n_rows: int, first_row: int = 0) -> None:
+        self._writer, self._n_rows, self._first_row = writer, n_rows, first_row
         self._blocks: list[tuple[np.ndarray, sparse.csr_matrix]] = []
         self._dense: np.ndarray | None = None
 
     def prepare(self, block: RowBlock) -> Callable[[], None]:
         """Allocate all that a block needs; the call that is returned takes it, and cannot run out of memory."""
+        at = block.rows - self._first_row
         if self._writer.fill is None:
             values = sparse.csr_matrix(block.values)
-            return lambda: self._blocks.append((block.rows, values))
+            return lambda: self._blocks.append((at, values))
         if self._dense is None:
             shape = (self._n_rows, self._writer.n_columns)
             self._dense = np.full(shape, self._writer.fill, dtype=block.values.dtype)
         dense = self._dense
 
         def place() -> None:
-            dense[block.rows] = block.values
+            dense[at] = block.values
 
         return place
 

@@ -1,4 +1,4 @@
-"""The plan of a run: which cells share a batch, and under which conditions. Made once, then frozen."""
+"""The plan of a run: which cells share a shard and a batch, under which conditions. Made once, then frozen."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ MAX_BATCH_TOKENS_GPU = 65536
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """Batches of rows, longest cells first, and what the numbers depend on.
+    """Batches of rows, in each shard the longest cells first, and what the numbers depend on.
 
     Under one plan, results are identical to the bit; under another they agree to rounding.
 
@@ -31,6 +32,10 @@ class Plan:
         int64 [n]: row numbers of the cells to visit, in order of visit.
     offsets
         int64 [batches + 1]: where each batch starts in ``rows``.
+    shard_rows
+        int64 [shards + 1]: the rows of the data that belong to each shard, visited or not, from one entry to the next.
+    shard_starts
+        int64 [shards + 1]: where each shard starts in ``rows``; a batch starts there too.
     token_budget
         Most tokens of a batch.
     threads, dtype, instruction_set, seed, device
@@ -44,6 +49,8 @@ class Plan:
 
     rows: np.ndarray
     offsets: np.ndarray
+    shard_rows: np.ndarray
+    shard_starts: np.ndarray
     token_budget: int
     threads: int
     dtype: str
@@ -69,10 +76,30 @@ class Plan:
             yield self.rows[start:stop]
 
     @property
+    def n_shards(self) -> int:
+        """Number of shards."""
+        return len(self.shard_rows) - 1
+
+    def shard(self, index: int) -> Plan:
+        """The plan of one shard alone."""
+        start, stop = self.shard_starts[index : index + 2]
+        offsets = self.offsets[(self.offsets >= start) & (self.offsets <= stop)] - start
+        return replace(
+            self,
+            rows=self.rows[start:stop],
+            offsets=offsets if stop > start else np.zeros(1, dtype=np.int64),
+            shard_rows=self.shard_rows[index : index + 2],
+            shard_starts=np.array([0, stop - start]),
+            cells_in_blocks=tuple(
+                (at - int(start), n) for at, n in self.cells_in_blocks if start <= at < stop
+            ),
+        )
+
+    @property
     def hash(self) -> str:
         """Fingerprint of everything above, sha256 in hexadecimal."""
         digest = hashlib.sha256()
-        for array in (self.rows, self.offsets, self.cells_in_blocks):
+        for array in (self.rows, self.offsets, self.shard_rows, self.shard_starts, self.cells_in_blocks):
             digest.update(np.ascontiguousarray(array, dtype="<i8").tobytes())
         digest.update(json.dumps(self.conditions(), sort_keys=True).encode())
         return digest.hexdigest()
@@ -106,6 +133,7 @@ class Plan:
         return {name: getattr(self, name) for name in names} | {
             "cells": self.n_cells,
             "batches": self.n_batches,
+            "shards": self.n_shards,
             "cells_in_blocks": len(self.cells_in_blocks),
         }
 
@@ -120,8 +148,11 @@ def make_plan(
     seed: int = 0,
     device: torch.device | None = None,
     block_tokens: int = 0,
+    shard_cells: int | None = None,
 ) -> Plan:
     """Pack cells into batches: sorted by length, the longest first, so that a batch's cells are alike.
+
+    With shards, every so many rows of the data are packed by themselves.
 
     Parameters
     ----------
@@ -139,6 +170,8 @@ def make_plan(
         Where the model runs; recorded. Default: the CPU.
     block_tokens
         Recorded.
+    shard_cells
+        Rows of the data in a shard. Default: all.
 
     Raises
     ------
@@ -151,11 +184,13 @@ def make_plan(
     >>> plan = make_plan(np.array([3, 5, 2, 4]), token_budget=7)
     >>> [batch.tolist() for batch in plan.batches()]
     [[1], [3, 0], [2]]
+    >>> halves = make_plan(np.array([3, 5, 2, 4]), token_budget=8, shard_cells=2)
+    >>> [[batch.tolist() for batch in halves.shard(i).batches()] for i in range(halves.n_shards)]
+    [[[1, 0]], [[3, 2]]]
     """
     lengths = np.asarray(lengths, dtype=np.int64)
     rows = np.arange(len(lengths)) if rows is None else np.asarray(rows, dtype=np.int64)
-    order = rows[np.argsort(-lengths[rows], kind="stable")]
-    longest = int(lengths[order[0]]) if len(order) else 0
+    longest = int(lengths[rows].max(initial=0))
     if longest > token_budget:
         raise ValueError(
             f"a cell of {longest} tokens does not fit a budget of {token_budget} tokens: grant more memory"
@@ -164,14 +199,19 @@ def make_plan(
     if max_batch_tokens is None:
         max_batch_tokens = MAX_BATCH_TOKENS_GPU if on_gpu else MAX_BATCH_TOKENS
     limit = min(token_budget, max(longest, max_batch_tokens))
-    offsets = [0]
-    ends = np.cumsum(lengths[order])
-    while offsets[-1] < len(order):
-        before = int(ends[offsets[-1] - 1]) if offsets[-1] else 0
-        offsets.append(max(int(np.searchsorted(ends, before + limit, side="right")), offsets[-1] + 1))
+    n_cells = len(lengths)
+    bounds = np.append(np.arange(0, max(n_cells, 1), shard_cells or max(n_cells, 1)), n_cells)
+    order, starts, offsets = [], [0], [np.zeros(1, dtype=np.int64)]
+    for first, last in pairwise(bounds):
+        inside = rows[(rows >= first) & (rows < last)]
+        order.append(inside[np.argsort(-lengths[inside], kind="stable")])
+        offsets.append(starts[-1] + _batches(lengths[order[-1]], limit))
+        starts.append(starts[-1] + len(inside))
     return Plan(
-        rows=order,
-        offsets=np.array(offsets, dtype=np.int64),
+        rows=np.concatenate(order),
+        offsets=np.concatenate(offsets),
+        shard_rows=bounds.astype(np.int64),
+        shard_starts=np.array(starts, dtype=np.int64),
         token_budget=limit,
         threads=torch.get_num_threads(),
         dtype=dtype,
@@ -180,3 +220,13 @@ def make_plan(
         device=torch.cuda.get_device_name(device) if on_gpu else "cpu",
         block_tokens=block_tokens,
     )
+
+
+def _batches(lengths: np.ndarray, limit: int) -> np.ndarray:
+    """int64 [batches]: where each batch of cells of these lengths ends."""
+    ends, stops, done = np.cumsum(lengths), [], 0
+    while done < len(lengths):
+        before = int(ends[done - 1]) if done else 0
+        done = max(int(np.searchsorted(ends, before + limit, side="right")), done + 1)
+        stops.append(done)
+    return np.array(stops, dtype=np.int64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -89,9 +89,12 @@ class Results(dict[str, Any]):
     ----------
     plan
         The plan that was given; where memory ran out, with the batches that were run in its place.
+    left_out
+        (first, last + 1) of rows that could not be run, and why: of runs in shards.
     """
 
     plan: Plan
+    left_out: Mapping[tuple[int, int], str] = {}
 
 
 def run(
@@ -150,24 +153,59 @@ def run(
     MemoryError
         When one cell does not fit by itself, nor in the smallest blocks; the message says what it needs.
     """
+    visited = visit(
+        source, counts, analyses, plan, observables, tokens=tokens, backend=backend, kept=kept, progress=progress,
+        label=label, gradients=gradients,
+    )  # fmt: skip
+    holders: Mapping[str, Any] = {**analyses, **visited.collectors}
+    results = Results((name, holders[name].result()) for name in analyses)
+    results.plan = visited.plan
+    return results
+
+
+class Visited(NamedTuple):
+    """What is left of a run beside its accumulators: the row writers' collectors, and the plan as it was run."""
+
+    collectors: dict[str, Collector]
+    plan: Plan
+
+
+def visit(
+    source: AttentionSource,
+    counts: Counts,
+    analyses: Mapping[str, Accumulator | RowWriter],
+    plan: Plan,
+    observables: Callable[[Tokens], Sequence[Observable]],
+    *,
+    tokens: Tokens | None = None,
+    backend: str = "auto",
+    kept: Mapping[str, int] | None = None,
+    progress: bool | None = None,
+    label: str | None = None,
+    gradients: bool = False,
+    done: Callable[[int], object] | None = None,
+) -> Visited:
+    """As :func:`run`, without its results.
+
+    With ``done``, which is called with the number of cells of each finished batch, there is no bar.
+    """
+    first, last = int(plan.shard_rows[0]), int(plan.shard_rows[-1])
     collectors = {
-        name: Collector(x, counts.n_cells) for name, x in analyses.items() if isinstance(x, RowWriter)
+        name: Collector(x, last - first, first) for name, x in analyses.items() if isinstance(x, RowWriter)
     }
-    disable = None if progress is None else not progress  # None: tqdm looks whether this is a terminal
+    # None: tqdm looks whether this is a terminal
+    disable = True if done is not None else None if progress is None else not progress
     with (
         torch.no_grad() if gradients else torch.inference_mode(),  # of inference tensors there is no gradient
         tqdm(total=plan.n_cells, unit="cell", desc=label or source.name, disable=disable) as bar,
     ):
         loop = Loop(
-            source, analyses, collectors, observables, backend=backend, done=bar.update,
+            source, analyses, collectors, observables, backend=backend, done=bar.update if done is None else done,
             transfer=transfer_to(source.device), block_tokens=plan.block_tokens,
             kept={"layers_kept": source.n_layers} if kept is None else kept,
         )  # fmt: skip
         loop.run(_pieces(source, counts, plan, tokens))
-    holders: Mapping[str, Any] = {**analyses, **collectors}
-    results = Results((name, holders[name].result()) for name in analyses)
-    results.plan = plan.revised(loop.cuts, loop.blocks)
-    return results
+    return Visited(collectors, plan.revised(loop.cuts, loop.blocks))
 
 
 def _rows_ahead(source: AttentionSource) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,7 +16,9 @@ from scfast.run import (
     Counts,
     Plan,
     Results,
+    ShardedRun,
     TokenSurvey,
+    current_store,
     granted_memory,
     make_plan,
     parse_memory,
@@ -73,12 +76,28 @@ class Batches:
         *,
         gradients: bool = False,
     ) -> Results:
-        """See :func:`scfast.run.run`."""
-        return run(
-            self.source, self.counts, analyses, self.plan, observe, tokens=self.tokens,
-            backend=self.how.backend, kept=self.kept, progress=self.how.progress, label=label,
-            gradients=gradients,
+        """See :func:`scfast.run.run`; inside :func:`scfast.run.resumable`, kept there shard by shard."""
+        store = current_store()
+        if store is None:
+            return run(
+                self.source, self.counts, analyses, self.plan, observe, tokens=self.tokens,
+                backend=self.how.backend, kept=self.kept, progress=self.how.progress, label=label,
+                gradients=gradients,
+            )  # fmt: skip
+        sharded = ShardedRun(
+            self.source, self.counts, analyses, self.plan, observe, label=label, progress=self.how.progress,
+            options={
+                "tokens": self.tokens, "backend": self.how.backend, "kept": self.kept, "gradients": gradients,
+            },
         )  # fmt: skip
+        results = store.execute(sharded)
+        for (first, last), reason in results.left_out.items():
+            warnings.warn(
+                f"rows {first} to {last - 1} could not be run and are left out of {label}: {reason}",
+                UserWarning,
+                stacklevel=3,
+            )
+        return results
 
     def again(self, source: AttentionSource, plan: Plan) -> Batches:
         """The same cells and tokens for another model, in the batches that ``plan`` ended with."""
@@ -147,9 +166,11 @@ def make_batches(
         source, granted_memory(how.memory, source.device), int(found.lengths[rows].max()), in_blocks=in_blocks,
         reserved=results_bytes if on_cpu else 0, **kept,
     )  # fmt: skip
+    store = current_store()
     plan = make_plan(
         found.lengths, token_budget=fitted.token_budget, rows=rows, seed=how.seed, device=source.device,
         dtype=str(source.dtype).removeprefix("torch."), block_tokens=fitted.block_tokens,
+        shard_cells=None if store is None else store.shard_cells,
     )  # fmt: skip
     return Batches(fitted.source, counts, found.tokens, plan, kept, how)
 

@@ -1,0 +1,181 @@
+"""The record of a run on disk: what it is, which of its shards are finished, and what they gave."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scfast.run.array_files import DamagedFileError, read_arrays, write_arrays
+from scfast.run.atomic import UNFINISHED, publish
+
+MANIFEST = "run.json"
+_DAMAGED = "damaged"
+
+
+class OtherRunError(ValueError):
+    """The folder holds another run than the one that was asked for."""
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Shards of one run, in a folder.
+
+    A shard is finished when its file is there; it appears in one step, and the first complete one stays. So workers
+    need not know of each other, and a run that was killed goes on where the same command is given again.
+
+    Attributes
+    ----------
+    folder
+        ``run.json``, and a file for each finished shard, each attempt at one, and each file found damaged.
+    n_shards
+        How many there are in all.
+    """
+
+    folder: Path
+    n_shards: int
+
+    @classmethod
+    def open(cls, folder: Path, identity: Mapping[str, Any], n_shards: int) -> Ledger:
+        """The ledger of a run, begun where the folder has none.
+
+        Parameters
+        ----------
+        folder
+            Its folder, made where it is missing.
+        identity
+            What the results depend on, as JSON takes it: a run that differs in any of it is another run.
+        n_shards
+            Of the plan.
+
+        Raises
+        ------
+        OtherRunError
+            When the folder has a run of another identity; the message says what differs.
+        """
+        wanted = {**identity, "shards": n_shards}
+        folder.mkdir(parents=True, exist_ok=True)
+        publish(folder / MANIFEST, [json.dumps(wanted, indent=1, sort_keys=True).encode()], keep=True)
+        found = cls.manifest(folder)
+        differs = [name for name in wanted.keys() | found.keys() if found.get(name) != wanted.get(name)]
+        if differs:
+            changes = "; ".join(
+                f"{name} was {_short(found.get(name))}, now {_short(wanted.get(name))}"
+                for name in sorted(differs)
+            )
+            raise OtherRunError(
+                f"{folder} holds another run: {changes}. Ask for the same again to continue it, or give another folder,"
+                " or remove this one"
+            )
+        return cls(folder, n_shards)
+
+    @staticmethod
+    def manifest(folder: Path) -> dict[str, Any]:
+        """What ``run.json`` says.
+
+        Raises
+        ------
+        DamagedFileError
+            When it cannot be read.
+        """
+        try:
+            manifest = json.loads((folder / MANIFEST).read_bytes())
+        except (ValueError, RecursionError):
+            manifest = None
+        if not isinstance(manifest, dict) or not isinstance(manifest.get("shards"), int):
+            raise DamagedFileError(f"{folder / MANIFEST} is damaged: remove {folder} to begin the run again")
+        return manifest
+
+    def path(self, shard: int) -> Path:
+        """The file of a finished shard."""
+        return self.folder / f"shard-{shard:06d}"
+
+    def finished(self) -> list[int]:
+        """Shards whose file is there."""
+        return [shard for shard in range(self.n_shards) if self.path(shard).exists()]
+
+    def missing(self) -> list[int]:
+        """Shards that are not finished."""
+        return [shard for shard in range(self.n_shards) if not self.path(shard).exists()]
+
+    def store(self, shard: int, arrays: Mapping[str, np.ndarray], note: Mapping[str, Any]) -> None:
+        """Keep what a shard gave, unless another worker was first."""
+        write_arrays(self.path(shard), arrays, {**note, "shard": shard}, keep=True)
+
+    def load(self, shard: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """What a finished shard gave.
+
+        Raises
+        ------
+        DamagedFileError
+            When its file is not what was written.
+        """
+        arrays, note = read_arrays(self.path(shard))
+        if note.get("shard") != shard:
+            raise DamagedFileError(f"{self.path(shard)} is damaged: it holds shard {note.get('shard')}")
+        return arrays, note
+
+    def set_aside(self, shard: int) -> Path:
+        """Take a damaged file out of the way, so that the shard is run again; where it is now."""
+        number = sum(1 for _ in self.folder.glob(f"{_DAMAGED}-*")) + 1
+        while (aside := self.folder / f"{_DAMAGED}-{number}-{self.path(shard).name}").exists():
+            number += 1
+        self.path(shard).replace(aside)
+        return aside
+
+    def begin(self, shard: int) -> None:
+        """Note an attempt at a shard, which may be the last thing that this process does."""
+        self._attempts(shard).touch()
+        with self._attempts(shard).open("ab") as file:
+            file.write(b"begun\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def take_back(self, shard: int) -> None:
+        """The attempt that was begun does not count: it was stopped from outside."""
+        self._note(shard, "stopped")
+
+    def failed(self, shard: int, reason: str) -> None:
+        """Note why an attempt failed."""
+        self._note(shard, f"failed {' '.join(reason.split())}")
+
+    def attempts(self, shard: int) -> int:
+        """How often a shard was begun and neither finished nor stopped from outside."""
+        lines = self._lines(shard)
+        return lines.count("begun") - lines.count("stopped")
+
+    def reason(self, shard: int) -> str:
+        """Why the last attempt failed, as far as it could say."""
+        failures = [line for line in self._lines(shard) if line.startswith("failed ")]
+        return failures[-1].removeprefix("failed ") if failures else "its process ended without a word"
+
+    def forgive(self) -> None:
+        """Forget all attempts."""
+        for path in self.folder.glob("attempts-*"):
+            path.unlink(missing_ok=True)
+
+    def sweep(self) -> None:
+        """Remove what killed writers left; only when nobody writes."""
+        for path in self.folder.glob(f".*{UNFINISHED}"):
+            path.unlink(missing_ok=True)
+
+    def _attempts(self, shard: int) -> Path:
+        return self.folder / f"attempts-{shard:06d}"
+
+    def _lines(self, shard: int) -> list[str]:
+        path = self._attempts(shard)
+        return path.read_text(errors="replace").splitlines() if path.exists() else []
+
+    def _note(self, shard: int, line: str) -> None:
+        with self._attempts(shard).open("a") as file:
+            file.write(line + "\n")
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 24 else f"{text[:21]}..."

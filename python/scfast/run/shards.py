@@ -1,0 +1,260 @@
+"""A run shard by shard, each kept on disk as it is finished, and all of them merged in order."""
+
+from __future__ import annotations
+
+import logging
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import sparse
+from tqdm import tqdm
+
+from scfast.analyses.base import Accumulator, RowWriter
+from scfast.models.base import AttentionSource, Tokens
+from scfast.observables.base import Observable
+from scfast.run.array_files import DamagedFileError
+from scfast.run.collect import Collector
+from scfast.run.counts import Counts
+from scfast.run.fingerprint import fingerprint
+from scfast.run.ledger import Ledger
+from scfast.run.plan import Plan
+from scfast.run.runner import Results, Visited, visit
+from scfast.run.stopping import Stopped, stop_on_signal
+
+_LOG = logging.getLogger(__name__)
+
+Analyses = Mapping[str, Accumulator | RowWriter]
+
+
+class PartDone(BaseException):
+    """A worker has run its shards; others have not finished theirs, so there is nothing to merge yet."""
+
+
+@dataclass(frozen=True, eq=False)
+class ShardedRun:
+    """What is run of every shard.
+
+    Attributes
+    ----------
+    source, counts, analyses, plan, observables
+        As for :func:`scfast.run.run`; ``analyses`` have seen nothing.
+    options
+        Its other arguments.
+    label
+        What the bar is called.
+    progress
+        Show a bar. Default: on a terminal.
+    """
+
+    source: AttentionSource
+    counts: Counts
+    analyses: Analyses
+    plan: Plan
+    observables: Callable[[Tokens], Sequence[Observable]]
+    options: Mapping[str, Any]
+    label: str
+    progress: bool | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """What the results depend on."""
+        _, tokens = self.counts.tokenize(self.source, self.plan.rows[:1])
+        kept = {
+            name: (type(x), x.state() if isinstance(x, Accumulator) else vars(x))
+            for name, x in self.analyses.items()
+        }
+        return {
+            **self.plan.conditions(),
+            "plan": self.plan.hash,
+            "model": self.source.name,
+            "weights": fingerprint(self.source),
+            "cells and genes": fingerprint(self.counts),
+            "analysis": fingerprint(kept, self.observables(tokens)),
+            "backend": self.options.get("backend", "auto"),
+            "scfast": version("scfast"),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "machine": platform.machine(),
+        }
+
+    def execute(self, ledger: Ledger, part: tuple[int, int] = (0, 1), tries: int = 3) -> Results:
+        """Run what is missing, and merge.
+
+        Parameters
+        ----------
+        ledger
+            Of this run.
+        part
+            (i, n): run shards i, i + n, ... only.
+        tries
+            A shard that failed so often is left out.
+
+        Returns
+        -------
+        Results
+            Of all shards. ``left_out`` says which rows are missing, and why.
+
+        Raises
+        ------
+        PartDone
+            When other workers' shards are missing.
+        Stopped
+            When the process was asked to stop; what is finished is kept.
+        """
+        index, count = part
+        while True:
+            mine = [shard for shard in ledger.missing() if shard % count == index]
+            mine = [shard for shard in mine if ledger.attempts(shard) < tries]
+            if not mine:
+                others = [shard for shard in ledger.missing() if ledger.attempts(shard) < tries]
+                if others:
+                    raise PartDone(f"{len(others)} of {ledger.n_shards} shards are left to other workers")
+                try:
+                    return self._merge(ledger)
+                except DamagedFileError as error:
+                    _LOG.warning("%s; it was set aside, and is run again", error)
+                    continue
+            self._run(ledger, mine)
+
+    def _run(self, ledger: Ledger, shards: Sequence[int]) -> None:
+        """Run shards; one that fails is noted, but the first of all raises: it is the run that is wrong."""
+        cells = np.diff(self.plan.shard_starts)
+        total, ready = self.plan.n_cells, int(cells[ledger.finished()].sum())
+        disable = None if self.progress is None else not self.progress
+        with (
+            stop_on_signal() as stop,
+            tqdm(total=total, initial=ready, unit="cell", desc=self.label, disable=disable) as bar,
+        ):
+
+            def done(n: int) -> None:
+                bar.update(n)
+                stop.check()
+
+            for shard in shards:
+                if ledger.path(shard).exists():
+                    continue
+                ledger.begin(shard)
+                try:
+                    visited = self._visit(shard, done)
+                except (KeyboardInterrupt, Stopped):
+                    ledger.take_back(shard)
+                    raise
+                except Exception as error:
+                    ledger.failed(shard, f"{type(error).__name__}: {error}")
+                    if not ledger.finished():
+                        raise
+                    _LOG.warning("shard %d failed (attempt %d): %s", shard, ledger.attempts(shard), error)
+                    continue
+                ledger.store(shard, *visited)
+                stop.check()
+
+    def _visit(
+        self, shard: int, done: Callable[[int], object]
+    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """The arrays and the note of one shard."""
+        fresh = {name: _fresh(x) if isinstance(x, Accumulator) else x for name, x in self.analyses.items()}
+        plan = self.plan.shard(shard)
+        visited = visit(self.source, self.counts, fresh, plan, self.observables, done=done, **self.options)
+        arrays: dict[str, np.ndarray] = {"rows": plan.rows}
+        for name, analysis in fresh.items():
+            kept = (
+                self._changed(name, analysis) if isinstance(analysis, Accumulator) else _rows(visited, name)
+            )
+            arrays |= {f"{name}/{key}": array for key, array in kept.items()}
+        first, revised = int(self.plan.shard_starts[shard]), visited.plan
+        cuts = np.setdiff1d(revised.offsets, plan.offsets) + first
+        blocks = set(revised.cells_in_blocks) - set(plan.cells_in_blocks)
+        note = {
+            "plan": self.plan.hash,
+            "cuts": cuts.tolist(),
+            "blocks": sorted([first + at, size] for at, size in blocks),
+        }
+        return arrays, note
+
+    def _changed(self, name: str, analysis: Accumulator) -> dict[str, np.ndarray]:
+        """What cells added to the state: not what says which cells and genes there are."""
+        empty = self.analyses[name].state()  # type: ignore[union-attr]
+        return {
+            key: array
+            for key, array in analysis.state().items()
+            if key not in empty or not np.array_equal(array, empty[key], equal_nan=array.dtype.kind == "f")
+        }
+
+    def _merge(self, ledger: Ledger) -> Results:
+        """Add up the shards in their order, once it is known that each holds the rows that it should."""
+        total = {name: _fresh(x) for name, x in self.analyses.items() if isinstance(x, Accumulator)}
+        empty = {name: x.state() for name, x in total.items()}
+        writers = {name: x for name, x in self.analyses.items() if isinstance(x, RowWriter)}
+        blocks: dict[str, list[Any]] = {name: [] for name in writers}
+        cuts: list[int] = []
+        in_blocks: dict[int, int] = {}
+        left_out: dict[tuple[int, int], str] = {}
+        for shard in range(ledger.n_shards):
+            first, last = (int(row) for row in self.plan.shard_rows[shard : shard + 2])
+            if not ledger.path(shard).exists():
+                left_out[first, last] = ledger.reason(shard)
+                for name, writer in writers.items():
+                    blocks[name].append(Collector(writer, last - first).result())
+                continue
+            arrays, note = self._load(ledger, shard)
+            cuts += note["cuts"]
+            in_blocks |= {int(at): int(size) for at, size in note["blocks"]}
+            parts: dict[str, dict[str, np.ndarray]] = {name: {} for name in self.analyses}
+            for key, array in arrays.items():
+                name, _, inner = key.partition("/")
+                if inner:
+                    parts[name][inner] = array
+            for name, accumulator in total.items():
+                accumulator.merge(type(accumulator).from_state({**empty[name], **parts[name]}))
+            for name, writer in writers.items():
+                blocks[name].append(_block(parts[name], last - first, writer.n_columns))
+        for name, accumulator in total.items():
+            self.analyses[name].merge(accumulator)  # type: ignore[union-attr]
+        results = Results()
+        for name, analysis in self.analyses.items():
+            results[name] = _together(blocks[name]) if name in writers else analysis.result()  # type: ignore[union-attr]
+        results.plan = self.plan.revised(cuts, in_blocks)
+        results.left_out = left_out
+        ledger.sweep()
+        return results
+
+    def _load(self, ledger: Ledger, shard: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """What a shard gave; where that is not of its rows under this plan, it is damaged."""
+        try:
+            arrays, note = ledger.load(shard)
+            rows, found = self.plan.shard(shard).rows, arrays.get("rows", np.empty(0))
+            if note.get("plan") != self.plan.hash or not np.array_equal(found, rows):
+                raise DamagedFileError(
+                    f"{ledger.path(shard)} does not hold the rows of shard {shard} of this plan"
+                )
+        except DamagedFileError:
+            ledger.set_aside(shard)
+            raise
+        return arrays, note
+
+
+def _fresh(analysis: Accumulator) -> Accumulator:
+    """One like it, which can be added to while it stays as it is."""
+    return type(analysis).from_state(analysis.state())
+
+
+def _rows(visited: Visited, name: str) -> dict[str, np.ndarray]:
+    """The result of a row writer as named arrays."""
+    result = visited.collectors[name].result()
+    if isinstance(result, np.ndarray):
+        return {"values": result}
+    return {"data": result.data, "indices": result.indices, "indptr": result.indptr}
+
+
+def _block(arrays: Mapping[str, np.ndarray], n_rows: int, n_columns: int) -> sparse.csr_matrix | np.ndarray:
+    if "values" in arrays:
+        return arrays["values"]
+    return sparse.csr_matrix((arrays["data"], arrays["indices"], arrays["indptr"]), shape=(n_rows, n_columns))
+
+
+def _together(blocks: Sequence[Any]) -> sparse.csr_matrix | np.ndarray:
+    return sparse.vstack(blocks, format="csr") if sparse.issparse(blocks[0]) else np.concatenate(blocks)

@@ -1,0 +1,105 @@
+"""Where the runs inside a ``with`` block are kept, so that they can be continued."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from scfast.run.ledger import Ledger
+from scfast.run.runner import Results
+from scfast.run.shards import ShardedRun
+
+#: Rows of the data in a shard: minutes of a model's work.
+SHARD_CELLS = 4096
+#: Attempts at a shard before it is left out.
+TRIES = 3
+
+
+@dataclass
+class Store:
+    """A folder with a ledger for each run of a tool, in the order of the runs.
+
+    Attributes
+    ----------
+    folder
+        Where.
+    shard_cells
+        Rows of the data in a shard.
+    part
+        (i, n): run shards i, i + n, ... only.
+    tries
+        See :meth:`~scfast.run.shards.ShardedRun.execute`.
+    """
+
+    folder: Path
+    shard_cells: int = SHARD_CELLS
+    part: tuple[int, int] = (0, 1)
+    tries: int = TRIES
+    _runs: int = field(default=0, repr=False)
+
+    def execute(self, run: ShardedRun) -> Results:
+        """Run, or continue, the next of this folder's runs."""
+        self._runs += 1
+        name = f"{self._runs}-{re.sub(r'[^A-Za-z0-9]+', '-', run.label).strip('-')}"
+        ledger = Ledger.open(self.folder / name, run.identity(), run.plan.n_shards)
+        return run.execute(ledger, self.part, self.tries)
+
+
+_CURRENT: ContextVar[Store | None] = ContextVar("scfast_store", default=None)
+
+
+def current_store() -> Store | None:
+    """The store of the innermost :func:`resumable` block."""
+    return _CURRENT.get()
+
+
+@contextmanager
+def resumable(
+    folder: str | Path, *, shard_cells: int = SHARD_CELLS, part: tuple[int, int] = (0, 1), tries: int = TRIES
+) -> Iterator[Store]:
+    """Keep what the tools in this block compute, shard by shard; the same block run again goes on where it ended.
+
+    The results do not depend on how often, or where, a run was stopped: shards are merged in their order, and their
+    bits are the same on the same kind of machine with the same number of threads. A run that differs in its cells,
+    model, arguments, threads, instruction set or versions is refused.
+
+    Parameters
+    ----------
+    folder
+        Where; made when it is missing. Remove it when the results are written.
+    shard_cells
+        Rows of the data in a shard, which is what is lost when a process is killed.
+    part
+        (i, n), of n processes with the same ``folder``: this one runs shards i, i + n, ... of each run and ends with
+        ``PartDone`` where others' are missing.
+    tries
+        A shard that failed so often, or whose process ended so often, is left out; a warning names its rows.
+
+    Raises
+    ------
+    ValueError
+        Fewer than one row in a shard, or a part that there is not.
+
+    Examples
+    --------
+    >>> import scfast
+    >>> with scfast.run.resumable("rollout.run"):  # doctest: +SKIP
+    ...     scfast.tl.rollout(adata, "geneformer:my_model", groupby="cell_type")
+    """
+    if shard_cells < 1:
+        raise ValueError(f"shard_cells={shard_cells} must be at least 1")
+    if tries < 1:
+        raise ValueError(f"tries={tries} must be at least 1")
+    index, count = part
+    if not 0 <= index < count:
+        raise ValueError(f"part={part} must be (i, n) with 0 <= i < n")
+    store = Store(Path(folder).expanduser(), shard_cells, part, tries)
+    token = _CURRENT.set(store)
+    try:
+        yield store
+    finally:
+        _CURRENT.reset(token)
