@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -323,3 +326,13 @@ def test_no_warning_without_need(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         go(tmp_path)
+
+
+def test_killed_at_every_step_and_at_random_moments(tmp_path):
+    script = [sys.executable, "-m", "tests.run.killed", str(tmp_path), "20", "1"]
+    done = subprocess.run(script, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["wrong"] == []
+    assert told["steps"] > 10 * N_SHARDS
+    assert told["moments"] == 20

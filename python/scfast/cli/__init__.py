@@ -12,6 +12,7 @@ import click
 #: Command -> first line of its help, so that ``scfast --help`` imports nothing else.
 COMMANDS = {
     "run": "Analyse cells with a model, and write AnnData, tables and figures.",
+    "status": "How far an unfinished run has come.",
     "enrich": "Gene sets among the genes that a model attends to most.",
     "prevalence": "Gene programs' share of attention against their share of the cell.",
     "pretrain": "Train a Geneformer on your cells by masked-gene modelling.",
@@ -60,7 +61,8 @@ def cli() -> None:
 def main(arguments: list[str] | None = None) -> Any:
     """Run the command line; user errors end in one line and code 1 (SCFAST_DEBUG=1: a traceback)."""
     try:
-        return cli.main(args=arguments, prog_name="scfast", standalone_mode=True)
+        given = sys.argv[1:] if arguments is None else arguments
+        return cli.main(args=arguments, prog_name="scfast", standalone_mode=True, obj=list(given))
     except USER_ERRORS as error:
         if os.environ.get("SCFAST_DEBUG") == "1":
             raise

@@ -176,6 +176,65 @@ class Ledger:
             file.write(line + "\n")
 
 
+@dataclass(frozen=True)
+class Standing:
+    """How far one run of a folder has come.
+
+    Attributes
+    ----------
+    name
+        Of its folder.
+    model, cells
+        Which model runs over how many cells.
+    n_shards, n_finished
+        In all, and finished.
+    failed
+        Attempts that neither finished nor were stopped from outside, of shards that are not finished.
+    reasons
+        Shard -> why its last attempt failed.
+    damaged
+        Names of files that are not what was written: those set aside, and those that a check found.
+    """
+
+    name: str
+    model: str
+    cells: int
+    n_shards: int
+    n_finished: int
+    failed: int
+    reasons: dict[int, str]
+    damaged: list[str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return dict(vars(self))
+
+
+def standing(folder: Path, *, verify: bool = False) -> list[Standing]:
+    """Of every run below ``folder``, in their order; with ``verify`` all checksums are compared."""
+    found = []
+    for path in sorted(
+        folder.glob(f"*/{MANIFEST}"), key=lambda path: int(path.parent.name.partition("-")[0])
+    ):
+        manifest = Ledger.manifest(path.parent)
+        ledger = Ledger(path.parent, manifest["shards"])
+        damaged = sorted(aside.name for aside in ledger.folder.glob(f"{_DAMAGED}-*"))
+        for shard in ledger.finished() if verify else []:
+            try:
+                ledger.load(shard)
+            except DamagedFileError:
+                damaged.append(ledger.path(shard).name)
+        tried = [shard for shard in ledger.missing() if ledger.attempts(shard)]
+        found.append(
+            Standing(
+                path.parent.name, str(manifest.get("model", "")), int(manifest.get("cells", 0)), ledger.n_shards,
+                len(ledger.finished()), sum(map(ledger.attempts, tried)),
+                {shard: ledger.reason(shard) for shard in tried}, damaged,
+            )
+        )  # fmt: skip
+    return found
+
+
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 24 else f"{text[:21]}..."

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import platform
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -27,6 +29,9 @@ from scfast.run.runner import Results, Visited, visit
 from scfast.run.stopping import Stopped, stop_on_signal
 
 _LOG = logging.getLogger(__name__)
+
+#: Seconds between two looks at what other workers have finished.
+LOOK = 0.2
 
 Analyses = Mapping[str, Accumulator | RowWriter]
 
@@ -81,7 +86,9 @@ class ShardedRun:
             "machine": platform.machine(),
         }
 
-    def execute(self, ledger: Ledger, part: tuple[int, int] = (0, 1), tries: int = 3) -> Results:
+    def execute(
+        self, ledger: Ledger, part: tuple[int, int] = (0, 1), tries: int = 3, *, wait: bool = False
+    ) -> Results:
         """Run what is missing, and merge.
 
         Parameters
@@ -92,6 +99,8 @@ class ShardedRun:
             (i, n): run shards i, i + n, ... only.
         tries
             A shard that failed so often is left out.
+        wait
+            Wait for other workers' shards as long as the process that started this one is there.
 
         Returns
         -------
@@ -101,16 +110,19 @@ class ShardedRun:
         Raises
         ------
         PartDone
-            When other workers' shards are missing.
+            When other workers' shards are missing, and this one does not wait.
         Stopped
             When the process was asked to stop; what is finished is kept.
         """
-        index, count = part
+        (index, count), parent = part, os.getppid()
         while True:
             mine = [shard for shard in ledger.missing() if shard % count == index]
             mine = [shard for shard in mine if ledger.attempts(shard) < tries]
             if not mine:
                 others = [shard for shard in ledger.missing() if ledger.attempts(shard) < tries]
+                if others and wait and os.getppid() == parent:
+                    time.sleep(LOOK)
+                    continue
                 if others:
                     raise PartDone(f"{len(others)} of {ledger.n_shards} shards are left to other workers")
                 try:

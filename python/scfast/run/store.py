@@ -31,14 +31,18 @@ class Store:
         Rows of the data in a shard.
     part
         (i, n): run shards i, i + n, ... only.
-    tries
+    tries, wait
         See :meth:`~scfast.run.shards.ShardedRun.execute`.
+    left_out
+        What could not be run, so far: the run's name, (first, last + 1) of the rows, and why.
     """
 
     folder: Path
     shard_cells: int = SHARD_CELLS
     part: tuple[int, int] = (0, 1)
     tries: int = TRIES
+    wait: bool = False
+    left_out: list[tuple[str, tuple[int, int], str]] = field(default_factory=list)
     _runs: int = field(default=0, repr=False)
 
     def execute(self, run: ShardedRun) -> Results:
@@ -46,7 +50,9 @@ class Store:
         self._runs += 1
         name = f"{self._runs}-{re.sub(r'[^A-Za-z0-9]+', '-', run.label).strip('-')}"
         ledger = Ledger.open(self.folder / name, run.identity(), run.plan.n_shards)
-        return run.execute(ledger, self.part, self.tries)
+        results = run.execute(ledger, self.part, self.tries, wait=self.wait)
+        self.left_out += [(name, rows, reason) for rows, reason in results.left_out.items()]
+        return results
 
 
 _CURRENT: ContextVar[Store | None] = ContextVar("scfast_store", default=None)
@@ -59,7 +65,12 @@ def current_store() -> Store | None:
 
 @contextmanager
 def resumable(
-    folder: str | Path, *, shard_cells: int = SHARD_CELLS, part: tuple[int, int] = (0, 1), tries: int = TRIES
+    folder: str | Path,
+    *,
+    shard_cells: int = SHARD_CELLS,
+    part: tuple[int, int] = (0, 1),
+    tries: int = TRIES,
+    wait: bool = False,
 ) -> Iterator[Store]:
     """Keep what the tools in this block compute, shard by shard; the same block run again goes on where it ended.
 
@@ -78,6 +89,8 @@ def resumable(
         ``PartDone`` where others' are missing.
     tries
         A shard that failed so often, or whose process ended so often, is left out; a warning names its rows.
+    wait
+        Where others' shards are missing, wait for them, and go on.
 
     Raises
     ------
@@ -97,7 +110,7 @@ def resumable(
     index, count = part
     if not 0 <= index < count:
         raise ValueError(f"part={part} must be (i, n) with 0 <= i < n")
-    store = Store(Path(folder).expanduser(), shard_cells, part, tries)
+    store = Store(Path(folder).expanduser(), shard_cells, part, tries, wait)
     token = _CURRENT.set(store)
     try:
         yield store
