@@ -74,6 +74,53 @@ def test_probe_needs_labels_and_places(data, model, tmp_path, capsys):
     assert "--folds means nothing to --analysis rollout" in line
 
 
+def test_similarity(data, model, tmp_path):
+    out = tmp_path / "out"
+    options = [
+        "--model",
+        f"geneformer:{model}",
+        "--analysis",
+        "similarity",
+        "-o",
+        out,
+        "--groupby",
+        "cell_type",
+    ]
+    more = ["--genes", "0,1,2,3,4,5", "--cell", "7"]
+    events = [json.loads(line) for line in invoke("run", data, *options, *more, "--json").splitlines()]
+    assert [event["layer"] for event in events if event["event"] == "tokens"] == [0, 1, 2]
+    assert {event["group"] for event in events if event["event"] == "group"} == {"B", "T/NK"}
+    tokens = pd.read_csv(out / "tokens.csv")
+    assert set(tokens["group"]) == {"B", "T/NK", "all"}
+    assert len(pd.read_csv(out / "layers.csv")) == 6
+    assert len(pd.read_csv(out / "nearest_genes.csv")) == 3 * 6 * 5
+    for name in ("layers", "token_similarity", "gene_similarity", "cell_similarity"):
+        assert (out / f"{name}.png").stat().st_size > 5000
+    text = invoke("run", data, *options, "--genes", "all", "--text")
+    assert "Blocks of layers" in text
+    assert "Mean cosine of two tokens of a cell" in text
+    assert "Most similar genes" in text
+
+
+def test_layers_report(data, model, tmp_path, capsys):
+    out, again = tmp_path / "out", ["--against", f"geneformer:{model}"]
+    options = ["--model", f"geneformer:{model}", "--analysis", "layers_report", "-o", out]
+    more = ["--labels", "cell_type", "--folds", 3, *again]
+    events = [json.loads(line) for line in invoke("run", data, *options, *more, "--json").splitlines()]
+    assert [event["layer"] for event in events if event["event"] == "layer"] == [1, 2]
+    table = pd.read_csv(out / "layers_report.csv")
+    assert {"change", "gain_cell_type", "shift", "candidate"} <= set(table)
+    assert (table["shift"].abs() < 1e-5).all()  # a model and itself
+    assert pd.read_csv(out / "gain_stops.csv")["label"].tolist() == ["cell_type"]
+    assert (out / "layers.png").stat().st_size > 5000
+    text = invoke("run", data, *options, "--text")
+    assert "What each layer adds" in text
+    line = failure(capsys, "run", data, *options, *again, *again)
+    assert "takes one --against" in line
+    line = failure(capsys, "run", data, *options, "--cell", "7")
+    assert "--cell means nothing to --analysis layers_report; it belongs to similarity" in line
+
+
 def test_errors_are_one_line(cells, tmp_path, capsys):
     (tmp_path / "sets.gmt").write_text("no tab\n")
     line = failure(capsys, "enrich", cells, "--gene-sets", tmp_path / "sets.gmt", "-o", tmp_path)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scfast.cli import tables
+from scfast.cli import concepts, tables
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -34,9 +35,13 @@ class Analysis:
     show
         Prints the gist.
     files
-        Tables in the results -> stem of a CSV file, and whether the index is written too.
+        Tables in the results (a slash: in a part of them) -> stem of a CSV file, and whether the index is written too.
     figure
         File of its plot.
+    compute
+        Runs it, where it is more than the tool of its name with these options.
+    draw
+        Draws it, where it is more than one plot of its name; returns the files.
     """
 
     takes: frozenset[str]
@@ -45,6 +50,8 @@ class Analysis:
     files: Mapping[str, tuple[str, bool]] = field(default_factory=dict)
     figure: str | None = None
     n_models: int | None = 1
+    compute: Callable[[AnnData, Mapping[str, AttentionSource], Options, dict[str, Any]], None] | None = None
+    draw: Callable[[AnnData, Path], list[Path]] | None = None
 
 
 def check_options(name: str, given: Iterable[str]) -> None:
@@ -80,6 +87,10 @@ def check_models(name: str, given: int) -> None:
             f"--analysis {name} compares 2 models and {given} {'is' if given == 1 else 'are'} named: --model is one,"
             " --against the other"
         )
+    if name == "layers_report" and given > 2:
+        raise ValueError(
+            f"--analysis {name} takes one --against, to which attention shifts, and {given - 1} are named"
+        )
 
 
 def check_needed(name: str, options: Options) -> None:
@@ -98,6 +109,9 @@ def run(
     """Run the tool of that name with the options that it takes; the first model is ``--model``."""
     from scfast import tl
 
+    if (compute := ANALYSES[name].compute) is not None:
+        compute(adata, models, options, common)
+        return
     takes = ANALYSES[name].takes
     arguments = {option: options[option] for option in takes - {"against"}}
     if "null" in takes:
@@ -114,13 +128,15 @@ def write(name: str, adata: AnnData, out: Path) -> list[Path]:
     analysis = ANALYSES[name]
     files = [io.write_h5ad(adata, out / "cells.h5ad")]
     for table, (stem, index) in analysis.files.items():
-        if table in adata.uns[name]:
+        *folders, last = table.split("/")
+        results = reduce(lambda part, folder: part.get(folder, {}), folders, adata.uns[name])
+        if last in results:
             files.append(out / f"{stem}.csv")
-            adata.uns[name][table].to_csv(files[-1], index=index, float_format="%.6g")
+            results[last].to_csv(files[-1], index=index, float_format="%.6g")
     if analysis.figure is not None:
         files.append(out / analysis.figure)
         getattr(pl, name)(adata, show=False, save=files[-1])
-    return files
+    return files if analysis.draw is None else [*files, *analysis.draw(adata, out)]
 
 
 def _beside(options: Options) -> str:
@@ -259,6 +275,28 @@ ANALYSES = {
             "transfer": ("transfer", False),
         },
         "probe.png",
+    ),
+    "similarity": Analysis(
+        frozenset({"readout", "groupby", "replicate_key", "genes", "gene_symbols", "cell", "min_cells"}),
+        concepts.describe_similarity,
+        concepts.show_similarity,
+        {
+            "table": ("layers", False),
+            "groups": ("groups", True),
+            "tokens": ("tokens", False),
+            "genes/neighbors": ("nearest_genes", False),
+        },
+        compute=concepts.run_similarity,
+        draw=concepts.draw_similarity,
+    ),
+    "layers_report": Analysis(
+        frozenset({"readout", "labels", "replicate_key", "folds", "against", "seed"}),
+        concepts.describe_layers_report,
+        concepts.show_layers_report,
+        {"table": ("layers_report", False), "labels": ("gain_stops", True)},
+        n_models=None,
+        compute=concepts.run_layers_report,
+        draw=concepts.draw_layers_report,
     ),
     "embed": Analysis(frozenset(), lambda options, model: "one vector per cell"),
 }

@@ -44,11 +44,12 @@ from scfast.cli.keeping import ROWS_LEFT_OUT, Keeping, keeping_options
 @click.option(
     "--against",
     multiple=True,
-    help="rank_profile, attention_shift: KIND:FOLDER of another model, compared with --model.",
+    help="rank_profile, attention_shift, layers_report: KIND:FOLDER of another model, compared with --model.",
 )
 @click.option(
     "--genes",
-    help="rollout_matrix: genes that read; rank_profile: whose rank is marked; probe: whose tokens are read; as A,B,C"
+    help="rollout_matrix: genes that read; rank_profile: whose rank is marked; probe: whose tokens are read;"
+    " similarity: whose mean states are compared, or the word all; as A,B,C"
     " or a file of names.",
 )
 @click.option(
@@ -60,9 +61,15 @@ from scfast.cli.keeping import ROWS_LEFT_OUT, Keeping, keeping_options
 @click.option(
     "--equal-length", help="rank_profile: thin every cell to so many genes, or to the shortest cell's."
 )
-@click.option("--labels", help="probe: columns of obs to be read from the states, as A,B,C.")
+@click.option("--labels", help="probe, layers_report: columns of obs to be read from the states, as A,B,C.")
 @click.option("--positions", help="probe: places in the encoding to read alone, from 1, as 1,5,20.")
-@click.option("--folds", default=5, show_default=True, help="probe: folds of cross-validation.")
+@click.option(
+    "--folds", default=5, show_default=True, help="probe, layers_report: folds of cross-validation."
+)
+@click.option("--cell", help="similarity: one cell, by its name in obs, of which all tokens are compared.")
+@click.option(
+    "--min-cells", default=10, show_default=True, help="similarity: genes in fewer cells are left out."
+)
 @click.option("--highlight", help="key_genes: a gene set to mark, as A,B,C or a file of names.")
 @click.option("--gene-symbols", help="Column of var with the names in --genes, --sources and --highlight.")
 @click.option("--replicate-key", help="Column of obs (donor, batch): errors are between replicates.")
@@ -113,6 +120,9 @@ def command(
       scfast run cells.h5ad --model geneformer:my_model --analysis attention_norms -o results
       scfast run cells.h5ad --model geneformer:tuned --analysis relevance --target class:high -o results
       scfast run cells.h5ad --model geneformer:my_model --analysis probe --labels cell_type,donor -o results
+      scfast run cells.h5ad --model geneformer:my_model --analysis similarity --groupby cell_type -o results
+      scfast run cells.h5ad --model geneformer:my_model --analysis similarity --genes markers.txt -o results
+      scfast run cells.h5ad --model geneformer:my_model --analysis layers_report --labels cell_type -o results
       scfast run cells.h5ad --model geneformer:my_model --analysis embed -o results
       scfast run cells.h5ad --model geneformer:my_model --device cuda:1 --memory 20GB -o results
       scfast run atlas.h5ad --model geneformer:my_model --workers 4 -o results
