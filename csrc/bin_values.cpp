@@ -17,7 +17,7 @@ constexpr int kSmallRow = 64;       // below it comparisons cost less than a rad
 constexpr int kDigitBits = 11;      // three of them cover a key
 constexpr uint32_t kDigits = 1 << kDigitBits;
 
-struct Digits {  // edges <= value, edges < value
+struct Digits {  // edges <= value, edges < value; in a segment its bin, nothing
   int32_t left, right;
 };
 
@@ -182,12 +182,11 @@ void by_quantile(const BinInput& in, int64_t cell, const Index* indices, int64_t
 }
 
 void by_segment(const BinInput& in, int64_t n, int32_t n_groups, const Scratch& s, int32_t* bins) {
-  const int64_t total = n_groups ? s.ends[n_groups - 1] : 1;
-  for (int64_t p = 0; p < n; ++p) {
-    const int32_t g = s.group[p];
+  for (int32_t g = 0; g < n_groups; ++g) {
     const int64_t smaller = g > 0 ? s.ends[g - 1] : 0;
-    bins[p] = g < 0 ? 0 : static_cast<int32_t>(1 + smaller * (in.n_bins - 1) / total);
+    s.digits[g].left = static_cast<int32_t>(1 + smaller * (in.n_bins - 1) / s.ends[n_groups - 1]);
   }
+  for (int64_t p = 0; p < n; ++p) bins[p] = s.group[p] < 0 ? 0 : s.digits[s.group[p]].left;
 }
 
 template <class Count>

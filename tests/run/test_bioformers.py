@@ -108,6 +108,10 @@ def test_scores_by_hand() -> None:
     assert found["hel_sensitivity"] == pytest.approx(1 / 2)
     assert found["loss"] == pytest.approx(50 * 3 / 6)
     assert "hel_sensitivity" not in score([logits], targets, None)
+    assert set(score([logits[2:5]], targets[2:5], last_exact=5)) == {
+        "loss",
+        "sensitivity",
+    }  # nothing to share
 
 
 def test_frequencies_by_hand() -> None:

@@ -16,6 +16,7 @@ COMMANDS = {
     "enrich": "Gene sets among the genes that a model attends to most.",
     "prevalence": "Gene programs' share of attention against their share of the cell.",
     "pretrain": "Train a Geneformer on your cells by masked-gene modelling.",
+    "train": "Train a BioFormers on your cells by guessing the bins of counts.",
     "finetune": "Train a Geneformer to tell classes of cells apart, and test it.",
     "demo": "Real blood cells, from counts to the genes a transformer attends to.",
     "bench": "Time the attention ops here, or tune the kernels of this GPU.",

@@ -122,16 +122,15 @@ def score(logits: list[torch.Tensor], targets: torch.Tensor, last_exact: int | N
     -------
     ``loss`` (cross-entropy, nats), ``sensitivity`` (share of the bins above 0 that are guessed exactly), ``npv``
     (share of guesses of 0 that are right: NPV-50 where half of the hidden values are 0) and, with ``last_exact``,
-    ``hel_sensitivity`` (share of the bins above it that are guessed up to one bin). Of nothing: nan.
+    ``hel_sensitivity`` (share of the bins above it that are guessed up to one bin). A share of nothing is left out.
     """
     scores = torch.cat(logits)
     guessed, above = scores.argmax(-1), targets > 0
-    found = {
-        "loss": float(cross_entropy(scores.double(), targets)),
-        "sensitivity": float((guessed == targets)[above].double().mean()),
-        "npv": float((~above)[guessed == 0].double().mean()),
+    right = {
+        "sensitivity": (guessed == targets)[above],
+        "npv": (~above)[guessed == 0],
     }
     if last_exact is not None:
-        high = targets > last_exact
-        found["hel_sensitivity"] = float(((guessed - targets).abs() <= 1)[high].double().mean())
-    return found
+        right["hel_sensitivity"] = ((guessed - targets).abs() <= 1)[targets > last_exact]
+    shares = {name: float(hits.double().mean()) for name, hits in right.items() if hits.numel()}
+    return {"loss": float(cross_entropy(scores.double(), targets)), **shares}

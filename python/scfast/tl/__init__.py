@@ -18,6 +18,7 @@ from scfast.tl.rollout import rollout
 from scfast.tl.rollout_matrix import rollout_matrix
 from scfast.tl.similarity import similarity
 from scfast.tl.strongest_edges import strongest_edges
+from scfast.tl.train_bioformers import train_bioformers
 
 __all__ = [
     "attention_norms",
@@ -38,4 +39,5 @@ __all__ = [
     "rollout_matrix",
     "similarity",
     "strongest_edges",
+    "train_bioformers",
 ]
