@@ -183,3 +183,10 @@ def test_rows_that_could_not_be_run_have_an_exit_code(data, model, tmp_path, mon
     assert "2 shards could not be run" in result.output
     assert (tmp_path / "cells.h5ad").exists()
     assert "cosmic rays" in invoke("status", tmp_path, "--text")
+
+
+def test_counts_that_stay_on_disk(data, model, whole, tmp_path):
+    invoke("convert", data, tmp_path / "cells.zarr", "--text")
+    invoke(*arguments(tmp_path / "cells.zarr", model, tmp_path / "out", "--stream"))
+    assert same_results(whole, tmp_path / "out")
+    assert ad.read_h5ad(tmp_path / "out" / "cells.h5ad").X is None

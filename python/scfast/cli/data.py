@@ -9,10 +9,15 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
-def load(data: Path) -> AnnData:
-    """The AnnData at a path, or the data set of that name where no such file exists."""
+def load(data: Path, *, stream: bool = False, counts_layer: str | None = None) -> AnnData:
+    """The AnnData at a path, or the data set of that name where no such file exists.
+
+    With ``stream``, its X is what ``counts_layer`` names, and stays on disk.
+    """
     from scfast import datasets, io
 
     if str(data) == "pbmc68k" and not data.exists():
         return datasets.pbmc68k()
+    if stream:
+        return io.open(data, counts="X" if counts_layer is None else f"layers/{counts_layer}")
     return io.read(data)

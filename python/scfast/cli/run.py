@@ -76,6 +76,7 @@ from scfast.cli.keeping import ROWS_LEFT_OUT, Keeping, keeping_options
 @click.option(
     "--null/--no-null", "null", default=True, help="Also run the untrained model beside.  [default: yes]"
 )
+@click.option("--stream", is_flag=True, help="Leave the counts on disk and read 4,096 cells at a time.")
 @click.option("--counts-layer", help="Layer that holds the counts.  [default: X]")
 @click.option("--device", help="cuda, cuda:N or cpu.  [default: cuda where there is a GPU, else cpu]")
 @click.option(
@@ -91,6 +92,7 @@ def command(
     analysis: str,
     out: Path,
     counts_layer: str | None,
+    stream: bool,
     device: str | None,
     memory: str | None,
     dry_run: bool,
@@ -151,7 +153,8 @@ def command(
     where = default_device() if device is None else resolve_device(device)
     wanted = [parse_model("--model", model), *(parse_model("--against", text) for text in options["against"])]
     check_models(analysis, len(wanted))
-    adata = load(data)
+    adata = load(data, stream=stream, counts_layer=counts_layer)
+    counts_layer = None if stream else counts_layer
     for option in ("groupby", "replicate_key"):
         if options[option] is not None and options[option] not in adata.obs:
             flag = f"--{option.replace('_', '-')} {options[option]}"
@@ -185,6 +188,8 @@ def command(
     )
     if keeping.worker:
         return
+    if stream:
+        adata.X = None  # the results alone: the counts are on disk already
     files = write(analysis, adata, out)
     show = ANALYSES[analysis].show
     if show is not None:

@@ -3,5 +3,15 @@
 from scfast.io.anndata_files import read, write_h5ad
 from scfast.io.gene_sets import read_clusters, read_gmt
 from scfast.io.gene_tables import read_medians, read_vocabulary
+from scfast.io.stored import convert, open
 
-__all__ = ["read", "read_clusters", "read_gmt", "read_medians", "read_vocabulary", "write_h5ad"]
+__all__ = [
+    "convert",
+    "open",
+    "read",
+    "read_clusters",
+    "read_gmt",
+    "read_medians",
+    "read_vocabulary",
+    "write_h5ad",
+]

@@ -10,6 +10,7 @@ from scfast.run.runner import Results, TokenSurvey, run, survey
 from scfast.run.shards import PartDone, ShardedRun
 from scfast.run.stopping import Stopped
 from scfast.run.store import Store, current_store, resumable
+from scfast.run.stored import StoredCounts
 
 __all__ = [
     "DEFAULT_MEMORY",
@@ -23,6 +24,7 @@ __all__ = [
     "ShardedRun",
     "Stopped",
     "Store",
+    "StoredCounts",
     "TokenSurvey",
     "current_store",
     "default_device",

@@ -31,6 +31,11 @@ class Counts:
     n_counts: np.ndarray | None = None
 
     @property
+    def shard_cells(self) -> int | None:
+        """Rows whose order a plan should keep together; None: any order will do."""
+        return None
+
+    @property
     def n_cells(self) -> int:
         """Number of rows."""
         return int(self.matrix.shape[0])

@@ -22,7 +22,8 @@ def fingerprint(*objects: Any) -> str:
     """Of the values, types and attributes of objects, 32 hexadecimal digits.
 
     Arrays are looked at in :data:`LOOKED_AT` places at most, so that a model of gigabytes takes no time: this tells
-    apart what a user may mistake for one another, not what somebody has forged. Functions are taken by their name.
+    apart what a user may mistake for one another, not what somebody has forged. Functions are taken by their name, and
+    objects with a method ``fingerprint_parts`` by what it returns.
 
     Examples
     --------
@@ -59,6 +60,8 @@ def _add(update: Any, x: Any, above: list[int]) -> None:
     elif isinstance(x, (pd.DataFrame, pd.Series, pd.Index)):
         hashed = pd.util.hash_pandas_object(x) if len(x) else np.zeros(0)
         update(np.asarray(hashed).tobytes())
+    elif hasattr(x, "fingerprint_parts"):
+        _parts(update, x.fingerprint_parts(), x, above)
     elif isinstance(x, Mapping):
         _parts(update, [part for pair in x.items() for part in pair], x, above)
     elif isinstance(x, (list, tuple)):

@@ -170,7 +170,7 @@ def make_batches(
     plan = make_plan(
         found.lengths, token_budget=fitted.token_budget, rows=rows, seed=how.seed, device=source.device,
         dtype=str(source.dtype).removeprefix("torch."), block_tokens=fitted.block_tokens,
-        shard_cells=None if store is None else store.shard_cells,
+        shard_cells=counts.shard_cells if store is None else store.shard_cells,
     )  # fmt: skip
     return Batches(fitted.source, counts, found.tokens, plan, kept, how)
 

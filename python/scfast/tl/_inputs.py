@@ -14,7 +14,7 @@ from scipy import sparse
 from scfast import models
 from scfast.analyses import Strata
 from scfast.models.base import AttentionSource
-from scfast.run import Counts, TokenSurvey, default_device, resolve_device
+from scfast.run import Counts, StoredCounts, TokenSurvey, default_device, resolve_device
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -57,8 +57,6 @@ def get_counts(adata: AnnData, counts_layer: str | None) -> Counts:
     ValueError
         When values are negative, nan or infinite, or when there are no cells.
     """
-    if adata.isbacked:
-        raise ValueError(f"adata is backed by {adata.filename}; read it into memory first: adata.to_memory()")
     if counts_layer is not None and counts_layer not in adata.layers:
         raise KeyError(
             f"counts_layer={counts_layer!r} is not in adata.layers, which has {list(adata.layers)}"
@@ -71,6 +69,15 @@ def get_counts(adata: AnnData, counts_layer: str | None) -> Counts:
         raise ValueError(
             f"{where} has {matrix.shape[0]} cells and {matrix.shape[1]} genes: there is nothing to run"
         )
+    if hasattr(matrix, "group"):  # on disk, see scfast.io.open
+        if matrix.format != "csr":
+            raise ValueError(
+                f"{where} is stored gene by gene ({matrix.format}), so that reading one cell reads all: convert it once"
+                " with scfast.io.convert, or read it into memory"
+            )
+        stored = StoredCounts(matrix, adata.var, _get_totals(adata))
+        _check_values(stored.take(np.arange(min(stored.n_cells, stored.block_cells)))[0].data, where)
+        return stored
     if sparse.issparse(matrix) and matrix.format != "csr":
         matrix = matrix.tocsr()
     if not (sparse.issparse(matrix) or isinstance(matrix, np.ndarray)):
