@@ -1,0 +1,122 @@
+"""Time the rollout of whole cells in published shapes against the plain forward of the same layers, unpadded.
+
+Weights are random. The plain forward is that of ``torch.nn.TransformerEncoder`` in inference, cell by cell, so without
+pads and on torch's fused path; embeddings are left out of it. Contenders take turns; every figure is a median over
+rounds, every ratio one of times of the same round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from machine import RESULTS, cores, describe
+from scfast import Packing
+from scfast.attention import Recorder
+from scfast.models import AttentionSource, Tokens
+from scfast.models.scgpt import ScgptSource, genes_of
+from scfast.models.scgpt_tokens import Rules
+from scfast.models.scgpt_weights import ScgptNetwork, ScgptShape
+from scfast.observables import Rollout
+
+#: Tokens of each cell: at full length, and two ragged ones.
+LENGTHS = {"scGPT, whole-human": (1200, 1200, 911, 640)}
+
+
+class Case(NamedTuple):
+    """A source, its cells, and the same layers in torch."""
+
+    source: AttentionSource
+    tokens: Tokens
+    plain: torch.nn.TransformerEncoder
+
+
+def scgpt() -> Case:
+    """12 layers of 8 heads, 512 wide, feed-forward part 512 wide, 60,697 genes."""
+    shape = ScgptShape(n_layers=12, n_heads=8, hidden=512, intermediate=512, vocabulary=60697)
+    rules = Rules(cls=60695, cls_value=-2.0, n_bins=51, max_tokens=1200, seed=0)
+    network = ScgptNetwork.initialised(shape, torch.float32, 0)
+    source = ScgptSource("whole-human", network, genes_of({"GENE": 0}, {}), rules)
+    tokens = cells(LENGTHS["scGPT, whole-human"], 60694)
+    return Case(source, tokens, encoder(12, 8, 512, 512))
+
+
+CASES: dict[str, Callable[[], Case]] = {"scGPT, whole-human": scgpt}
+
+
+def cells(lengths: tuple[int, ...], vocabulary: int) -> Tokens:
+    """Random tokens with random bins."""
+    torch.manual_seed(0)
+    packing, total = Packing.from_lengths(lengths), sum(lengths)
+    none = torch.zeros(len(lengths), dtype=torch.int64)
+    return Tokens(
+        ids=torch.randint(0, vocabulary, (total,)), positions=packing.position_of_query(), packing=packing,
+        gene_index=torch.arange(total), kind=torch.zeros(total, dtype=torch.uint8),
+        lost_vocabulary=none, lost_truncation=none, values=torch.randint(1, 51, (total,)).float(),
+    )  # fmt: skip
+
+
+def encoder(n_layers: int, n_heads: int, width: int, intermediate: int) -> torch.nn.TransformerEncoder:
+    """Post-norm layers with random weights."""
+    layer = torch.nn.TransformerEncoderLayer(width, n_heads, intermediate, batch_first=True)
+    return torch.nn.TransformerEncoder(layer, n_layers, enable_nested_tensor=False).eval()
+
+
+def plain(case: Case) -> None:
+    """Every cell by itself."""
+    width = case.source.hidden_size
+    for length in case.tokens.lengths:
+        case.plain(torch.zeros(1, length, width))
+
+
+def rolled(case: Case) -> None:
+    """All cells packed, all layers, read at <cls>."""
+    recorder = Recorder([Rollout("cls")])
+    case.source.forward(case.tokens, recorder)
+    for scores in recorder["rollout"]:
+        assert abs(float(scores.sum()) - 1) < 1e-4
+
+
+@torch.inference_mode()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=min(2, cores()))
+    parser.add_argument(
+        "--write", action="store_true", help="write bench/results/<machine>/published_shapes.json"
+    )
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    found = {}
+    for name, make in CASES.items():
+        case = make()
+        times: dict[str, list[float]] = {"plain": [], "rollout": []}
+        for _ in range(options.rounds + 1):  # the first is for threads and lazy imports
+            for contender, run in (("plain", plain), ("rollout", rolled)):
+                start = time.perf_counter()
+                run(case)
+                times[contender].append(time.perf_counter() - start)
+        seconds = {contender: statistics.median(each[1:]) for contender, each in times.items()}
+        ratio = statistics.median(np.divide(times["rollout"][1:], times["plain"][1:]))
+        found[name] = seconds | {
+            "ratio": float(ratio),
+            "tokens": case.tokens.lengths,
+            "threads": options.threads,
+        }
+        print(
+            f"{name}: rollout {seconds['rollout']:.3f} s, plain forward {seconds['plain']:.3f} s, ratio {ratio:.2f}"
+        )
+    if options.write:
+        file = RESULTS / describe()["name"] / "published_shapes.json"
+        file.write_text(json.dumps({"machine": describe(), "cases": found}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
