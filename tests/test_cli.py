@@ -373,6 +373,7 @@ def test_models_says_what_each_needs_and_costs(capsys):
     text = invoke("models")
     for words in ("Geneformer V1 and V2", "token_dictionary*", "V2-316M", "21.7 GB", "679 MB"):
         assert words in text
+    assert "scfast.models.load('hf', FOLDER, tokenize=...)" in text
     told = [json.loads(line) for line in invoke("models", "geneformer", "--json").splitlines()]
     assert [event["kind"] for event in told] == ["geneformer"]
     assert {"context", "bytes_with_maps", "bytes_with_scfast"} <= set(told[0]["checkpoints"][0])

@@ -32,12 +32,18 @@ def command(kinds: tuple[str, ...], as_json: bool | None) -> None:
         card = known[kind]
         console.event(
             "model", None, kind=kind, title=card.title, files=dict(card.files), notes=card.notes,
+            tokenises=card.tokenises,
             checkpoints=[
                 {**vars(shape), "bytes_with_maps": shape.bytes_with_maps, "bytes_with_scfast": shape.bytes_with_scfast}
                 for shape in card.shapes
             ],
         )  # fmt: skip
-        console.title(f"{card.title}: --model {kind}:FOLDER")
+        how = (
+            f"--model {kind}:FOLDER"
+            if card.tokenises
+            else f"scfast.models.load({kind!r}, FOLDER, tokenize=...)"
+        )
+        console.title(f"{card.title}: {how}")
         console.fields(dict(card.files))
         for note in card.notes:
             console.note(note)

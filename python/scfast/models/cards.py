@@ -60,12 +60,15 @@ class Card:
         The published checkpoints; empty where the checkpoint's own configuration says all.
     notes
         What a user must know beside.
+    tokenises
+        Whether cells become tokens without more, so that the command line can run it.
     """
 
     title: str
     files: tuple[tuple[str, str], ...]
     shapes: tuple[Shape, ...] = ()
     notes: tuple[str, ...] = ()
+    tokenises: bool = True
 
 
 def cards() -> dict[str, Card]:

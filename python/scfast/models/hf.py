@@ -37,9 +37,10 @@ CARD = Card(
         ("model.safetensors or pytorch_model.bin", "weights, also sharded"),
     ),
     notes=(
-        "Shape and context are those of config.json. In Python: load('hf', folder, tokenize=..., vocabulary=...).",
+        "Shape and context are those of config.json; docs/any_encoder.md shows how cells become its tokens.",
         "BERT, RoBERTa, ELECTRA, GPT-2 and Llama run packed; others padded, pads left out of what is recorded.",
     ),
+    tokenises=False,
 )
 
 
