@@ -149,6 +149,22 @@ def test_results_go_through_a_file(tmp_path):
         assert_same(again.uns["similarity"][part], adata.uns["similarity"][part])
 
 
+def test_in_shards(tmp_path):
+    adata, source = toy_adata(), toy_source(cls=True)
+    options = {"groupby": "type", "genes": "all", "min_cells": 5, "backend": BACKEND}
+    scfast.tl.similarity(adata, source, **options)
+    for _ in range(2):  # the second time, all of it is there
+        with scfast.run.resumable(tmp_path, shard_cells=7):
+            scfast.tl.similarity(adata, source, key_added="shards", **options)
+    whole, shards = adata.uns["similarity"], adata.uns["shards"]
+    np.testing.assert_array_equal(shards["token_counts"], whole["token_counts"])
+    for name in ("min", "max", "pairs", "cells"):
+        np.testing.assert_array_equal(shards["tokens"][name], whole["tokens"][name])
+    np.testing.assert_allclose(shards["tokens"]["cell_mean"], whole["tokens"]["cell_mean"], rtol=1e-6)
+    np.testing.assert_allclose(shards["genes"]["states"], whole["genes"]["states"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(shards["genes"]["cells"], whole["genes"]["cells"])
+
+
 def test_quantiles_of_histograms():
     values = np.random.default_rng(0).beta(5, 2, 20_000) * 2 - 1
     counts, edges = np.histogram(values, 400, (-1, 1))

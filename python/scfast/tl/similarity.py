@@ -179,6 +179,7 @@ def similarity(
         raise ValueError(
             f"adata.obs[{groupby!r}] has a group {ALL!r}, the name of all cells together: rename it"
         )
+    together = get_groups(adata, None, replicate_key).strata if tokens and groupby is not None else None
     source = get_source(model, device)
     pool = source.default_readout if readout is None else readout
     if pool == "cls" and source.cls_position is None:
@@ -202,10 +203,8 @@ def similarity(
     bytes_of_cell, hidden_kept = 20 * n_states * width, 1
     if tokens:
         analyses["tokens"] = TokenSimilarity(groups.strata, n_states, bins)
-        if groupby is not None:
-            analyses["all tokens"] = TokenSimilarity(
-                get_groups(adata, None, replicate_key).strata, n_states, bins
-            )
+        if together is not None:
+            analyses["all tokens"] = TokenSimilarity(together, n_states, bins)
         bytes_of_cell += 24 * n_states * len(PAIRS) * (bins + len(STATISTICS))
         hidden_kept += 1  # those of genes, laid together
     if chosen is not None:
@@ -248,7 +247,7 @@ def similarity(
         },
     }  # fmt: skip
     if tokens:
-        every = [([ALL], results["all tokens"])] if groupby is not None else []
+        every = [] if together is None else [([ALL], results["all tokens"])]
         uns |= token_results([(groups.names, results["tokens"]), *every])
     if chosen is not None:
         uns["genes"] = gene_results(adata, chosen, results["genes"])
