@@ -146,6 +146,17 @@ def test_losses_of_training_are_those_of_torch(architecture: str, value_embeddin
             optimiser.step()
 
 
+def test_parts_of_a_step_add_up_to_its_gradient(tmp_path: Path) -> None:
+    source = source_of()
+    cells, losses = cells_of(source), []
+    for parts in (1, 3, 100):  # every count above 0 is hidden: no choice depends on the parts
+        chosen = options(steps=6, mask=1.0, nonzero=1.0, accumulate=parts)
+        log = train(source, cells, tmp_path / str(parts), settings_for(source, **chosen))
+        losses.append([entry["train_loss"] for entry in log["history"]])
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+    assert losses[2] == pytest.approx(losses[0], abs=1e-5)
+
+
 def test_a_killed_run_ends_with_the_same_weights(tmp_path: Path) -> None:
     source = source_of()
     cells, settings = cells_of(source), settings_for(source, **options())

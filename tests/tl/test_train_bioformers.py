@@ -92,6 +92,7 @@ def test_the_seed_decides_the_result(adata: ad.AnnData, tmp_path: Path) -> None:
         ({"nonzero": 1.5}, ValueError, "nonzero must lie between 0 and 1; got 1.5"),
         ({"epochs": 2}, ValueError, "give steps=3 or epochs=2, not both"),
         ({"lr": -1.0}, ValueError, "lr must be positive; got -1.0"),
+        ({"accumulate": 0}, ValueError, "accumulate must be positive; got 0"),
         ({"preset": "huge"}, ValueError, "preset='huge' is unknown"),
         ({"binning": "log"}, ValueError, "mode='log' is unknown"),
         ({"n_bins": 5}, ValueError, "cutoff must lie between 1 and n_bins - 1 = 4"),

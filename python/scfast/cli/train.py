@@ -41,6 +41,7 @@ def command() -> None:
 @click.option("--steps", type=int, help="Optimiser steps.")
 @click.option("--epochs", type=int, help="Passes over the cells, instead of steps.  [default: 10]")
 @click.option("--batch-tokens", type=int, help="Tokens per step.  [default: the preset's]")
+@click.option("--accumulate", default=1, show_default=True, help="Parts of a step: so much less memory.")
 @click.option("--lr", type=float, help="Largest learning rate.  [default: the preset's]")
 @click.option("--warmup", default=2000, show_default=True, help="Steps of warm-up, at most a tenth of all.")
 @click.option("--held-out", default=0.1, show_default=True, help="Share of the cells never trained on.")
@@ -65,6 +66,7 @@ def bioformers(
     steps: int | None,
     epochs: int | None,
     batch_tokens: int | None,
+    accumulate: int,
     lr: float | None,
     warmup: int,
     held_out: float,
@@ -114,6 +116,7 @@ def bioformers(
         steps=steps,
         epochs=epochs,
         batch_tokens=batch_tokens,
+        accumulate=accumulate,
         lr=lr,
         warmup=warmup,
         seed=seed,

@@ -17,6 +17,7 @@ from scfast.pl.rollout import rollout
 from scfast.pl.rollout_matrix import rollout_matrix
 from scfast.pl.similarity_distribution import similarity_distribution
 from scfast.pl.similarity_heatmap import similarity_heatmap
+from scfast.pl.training import training
 
 __all__ = [
     "attention_norms",
@@ -36,4 +37,5 @@ __all__ = [
     "rollout_matrix",
     "similarity_distribution",
     "similarity_heatmap",
+    "training",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,8 @@ class Settings:
     """Everything that decides the result, given the cells; a run is resumed only under equal settings.
 
     ``model`` is the content of the model's ``config.json`` and its sizes; ``mask`` the share of genes that are hidden,
-    ``nonzero`` the share of these above 0; ``warmup`` a share of the steps.
+    ``nonzero`` the share of these above 0; ``warmup`` a share of the steps; ``accumulate`` the parts that the cells of
+    a step go through the model in.
     """
 
     model: dict[str, Any]
@@ -62,6 +64,7 @@ class Settings:
     seed: int
     held_out: float
     warmup: float
+    accumulate: int = 1
     weight_decay: float = 0.01
     clip: float = 1.0
 
@@ -169,9 +172,11 @@ def train(
     }
     model = Trainable(source.network)
 
-    def loss(step: int, rows: np.ndarray) -> torch.Tensor:
-        batch = _masked(train_cells.select(rows), rng(settings.seed, MASKING, step), settings)
-        return cross_entropy(model(batch), batch.targets)
+    def loss(step: int, rows: np.ndarray) -> Iterator[torch.Tensor]:
+        draws, parts = rng(settings.seed, MASKING, step), np.array_split(rows, settings.accumulate)
+        batches = [_masked(train_cells.select(part), draws, settings) for part in parts if part.size]
+        hidden = sum(len(batch.targets) for batch in batches)
+        return (cross_entropy(model(batch), batch.targets, reduction="sum") / hidden for batch in batches)
 
     @torch.no_grad()
     def evaluate() -> dict[str, float]:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -27,6 +27,9 @@ SPLIT, EPOCH, MASKING, DROPOUT, HELD_OUT, HEAD, BASELINE = range(7)
 
 #: Called at each evaluation with the new entry of the log's history.
 Progress = Callable[[dict[str, float]], None]
+
+#: What :func:`fit` descends.
+Loss: TypeAlias = Callable[[int, np.ndarray], "torch.Tensor | Iterable[torch.Tensor]"]
 
 #: Part of a run's identity -> what errors call it.
 IDENTITY = {
@@ -149,7 +152,7 @@ def fit(
     log: dict[str, Any],
     *,
     epochs: Epochs,
-    loss: Callable[[int, np.ndarray], torch.Tensor],
+    loss: Loss,
     evaluate: Callable[[], Mapping[str, float]],
     every: int | None = None,
     progress: Progress | None = None,
@@ -171,7 +174,8 @@ def fit(
     epochs
         Gives the rows of each batch.
     loss
-        (step, rows) -> loss to descend, a scalar with a graph. torch's generator is seeded for the step.
+        (step, rows) -> loss to descend, a scalar with a graph; or terms of it, each differentiated before the next is
+        asked for, so that one graph exists at a time. torch's generator is seeded for the step.
     evaluate
         Figures for the log's history.
     every
@@ -230,7 +234,7 @@ def fit(
 def _descend(
     model: torch.nn.Module,
     optimiser: torch.optim.Optimizer,
-    loss: Callable[[int, np.ndarray], torch.Tensor],
+    loss: Loss,
     step: int,
     rows: np.ndarray,
     schedule: Schedule,
@@ -239,11 +243,13 @@ def _descend(
     for group in optimiser.param_groups:
         group["lr"] = learning_rate(step, schedule)
     optimiser.zero_grad(set_to_none=True)
-    value = loss(step, rows)
-    value.backward()
+    value, parts = 0.0, loss(step, rows)
+    for part in [parts] if isinstance(parts, torch.Tensor) else parts:
+        part.backward()
+        value += float(part.detach())
     torch.nn.utils.clip_grad_norm_(model.parameters(), schedule.clip)
     optimiser.step()
-    return float(value.detach())
+    return value
 
 
 def identity(settings: Any, **parts: str) -> dict[str, Any]:

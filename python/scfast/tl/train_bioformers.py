@@ -47,6 +47,7 @@ def train_bioformers(
     steps: int | None = None,
     epochs: int | None = None,
     batch_tokens: int | None = None,
+    accumulate: int = 1,
     lr: float | None = None,
     warmup: int = 2000,
     seed: int = 0,
@@ -86,6 +87,8 @@ def train_bioformers(
         How long to train: optimiser steps, or passes over the cells. Default: 10 passes.
     batch_tokens, lr
         Tokens per step, and the largest learning rate. Default: 8192 and 1e-3 (small), 16384 and 2e-4 (paper).
+    accumulate
+        Parts that the cells of a step go through the model in: the same gradient, so much less memory.
     warmup
         Steps over which the learning rate rises, at most a tenth of all.
     seed
@@ -122,7 +125,10 @@ def train_bioformers(
         raise ValueError(f"nonzero must lie between 0 and 1; got {nonzero}")
     if steps is not None and epochs is not None:
         raise ValueError(f"give steps={steps} or epochs={epochs}, not both")
-    given = {"steps": steps, "epochs": epochs, "batch_tokens": batch_tokens, "lr": lr, "warmup": warmup}
+    given = {
+        "steps": steps, "epochs": epochs, "batch_tokens": batch_tokens, "accumulate": accumulate, "lr": lr,
+        "warmup": warmup,
+    }  # fmt: skip
     for name, value in given.items():
         if value is not None and not value > 0:
             raise ValueError(f"{name} must be positive; got {value}")
@@ -139,7 +145,7 @@ def train_bioformers(
     steps = steps or steps_of_epochs(np.array(cells.lengths), tokens_per_step, epochs or 10)
     settings = training.settings_for(
         source, steps=steps, mask=mask, nonzero=nonzero, batch_tokens=tokens_per_step, lr=rate, seed=seed,
-        held_out=held_out, warmup=min(warmup / steps, LONGEST_WARMUP),
+        held_out=held_out, warmup=min(warmup / steps, LONGEST_WARMUP), accumulate=accumulate,
     )  # fmt: skip
     report = (lambda entry: print(progress_line(entry), flush=True)) if progress is True else progress
     return training.train(source, cells, Path(folder), settings, resume=resume, progress=report or None)
