@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
+EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("[!_]*.py"))
 
 
 def run(*command: object, folder: Path) -> str:

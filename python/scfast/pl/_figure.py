@@ -17,11 +17,13 @@ INK, GREY, RULE, GRID = "#22303C", "#66717C", "#B8C0C8", "#E4E7EB"
 #: Several models or kinds, in this order: distinct to colour-blind eyes, and in print.
 COLOURS = ("#2F6DA8", "#D9641E", "#3C8D5A", "#8A5AA8", "#B8860B", "#4FA3B5")
 MAX_COLUMNS = 4
+#: A legend's entry in inches: line, space and margin; and a letter of its name at 8 points.
+ENTRY_WIDTH, LETTER_WIDTH = 0.55, 0.062
 
 
 def columns_for(n_panels: int) -> int:
     """How many panels stand side by side."""
-    return 3 if n_panels == 5 else min(MAX_COLUMNS, n_panels)
+    return 3 if n_panels in (5, 6, 9) else min(MAX_COLUMNS, n_panels)
 
 
 def make_panels(n_panels: int, width: float, height: float) -> list[Axes]:
@@ -68,16 +70,18 @@ def title(panel: Axes, name: str, facts: str = "") -> None:
 
 
 def legend(figure: Figure, panels: Sequence[Axes], names: Sequence[str] | None = None) -> None:
-    """One legend above all panels; ``names`` in that order, default: as drawn."""
+    """One legend above all panels, as wide as they are; ``names`` in that order, default: as drawn."""
     found: dict[str, Any] = {}
     for panel in panels:
         for handle, name in zip(*panel.get_legend_handles_labels(), strict=True):
             found.setdefault(name, handle)
     shown = [name for name in (found if names is None else names) if name in found]
     if shown:
+        entry = ENTRY_WIDTH + LETTER_WIDTH * max(map(len, shown))
+        fitting = max(1, int(figure.get_figwidth() / entry))
         figure.legend(
             [found[name] for name in shown], shown,
-            loc="outside upper right", ncols=min(len(shown), 5), frameon=False, fontsize=8,
+            loc="outside upper right", ncols=min(len(shown), 5, fitting), frameon=False, fontsize=8,
         )  # fmt: skip
 
 

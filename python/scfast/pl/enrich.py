@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from scfast.pl._figure import GREY, INK, choose, figure_of, finish, legend, make_panels, plain, title
+from scfast.pl._figure import (
+    GREY,
+    INK,
+    choose,
+    columns_for,
+    figure_of,
+    finish,
+    legend,
+    make_panels,
+    plain,
+    title,
+)
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -86,9 +97,11 @@ def enrich(
         raise ValueError(f"one ax takes one group, and there are {len(chosen)}: name one with groups=")
     axes = [ax] if ax is not None else make_panels(len(chosen), PANEL_WIDTH, ROW_HEIGHT * n_sets + 1.0)
     table = results["table"]
-    for panel, name in zip(axes, chosen, strict=True):
+    for place, (panel, name) in enumerate(zip(axes, chosen, strict=True)):
         rows = table[(table["group"] == name).to_numpy()].head(n_sets)
         _panel(panel, rows, threshold, prefix)
+        if place + columns_for(len(chosen)) >= len(chosen):
+            panel.set_xlabel("−log10 p", fontsize=8.5)
         about = results["groups"].loc[name]
         title(
             panel, name,
@@ -130,7 +143,6 @@ def _panel(panel: Axes, rows: pd.DataFrame, threshold: float, prefix: str) -> No
     panel.set_xlim(0, max(float(height.max(initial=0.0)) * 1.15, 2.0))
     panel.locator_params(axis="x", nbins=5)
     panel.tick_params(axis="y", length=0, labelsize=8, colors=INK)
-    panel.set_xlabel("−log10 p", fontsize=8.5)
 
 
 def _shown(name: str, prefix: str) -> str:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PANEL_SIZE = 3.3
+#: Numbers are written into maps of so many states.
+MAX_WRITTEN = 7
 
 
 def layer_map(
@@ -28,6 +30,8 @@ def layer_map(
     save: str | Path | None = None,
 ) -> Axes | list[Axes]:
     """Cosine between layers of the readout vector: a panel per model and group, on one scale; blocks are framed.
+
+    In small maps the numbers are written.
 
     Parameters
     ----------
@@ -81,6 +85,7 @@ def layer_map(
     axes = [ax] if ax is not None else make_panels(len(panels), PANEL_SIZE, PANEL_SIZE)
     for panel, (name, group), values in zip(axes, panels, maps, strict=True):
         image = panel.imshow(values, vmin=lowest, vmax=1.0, cmap="viridis", origin="lower")
+        _numbers(panel, values, lowest)
         table = adata.uns[name]["table"]
         _frames(panel, table.loc[(table["group"] == group).to_numpy(), "block"].to_numpy())
         about = adata.uns[name]["groups"].loc[group]
@@ -99,6 +104,23 @@ def layer_map(
     bar.outline.set_visible(False)  # type: ignore[operator]
     finish(axes[0], ax is None, show, save)
     return axes[0] if len(axes) == 1 else axes
+
+
+def _numbers(panel: Axes, values: np.ndarray, lowest: float) -> None:
+    """The cosines themselves, dark on light."""
+    if len(values) > MAX_WRITTEN:
+        return
+    for (row, column), value in np.ndenumerate(values):
+        light = value > (1.0 + lowest) / 2
+        panel.text(
+            column,
+            row,
+            f"{value:.3f}",
+            ha="center",
+            va="center",
+            fontsize=7.5,
+            color=INK if light else "white",
+        )
 
 
 def _frames(panel: Axes, of_layer: np.ndarray) -> None:

@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from scfast.pl._figure import COLOURS, GREY, INK, choose, figure_of, finish, legend, make_panels, plain, title
+from scfast.pl._figure import (
+    COLOURS,
+    GREY,
+    INK,
+    choose,
+    columns_for,
+    figure_of,
+    finish,
+    legend,
+    make_panels,
+    plain,
+    title,
+)
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -92,19 +104,21 @@ def prevalence(
     height = (ROW_HEIGHT + BAR_HEIGHT * (len(shown) - 1)) * len(rows) + 1.0
     axes = [ax] if ax is not None else make_panels(len(chosen), PANEL_WIDTH, height)
     about = adata.uns[key]["groups"]
-    for panel, name in zip(axes, chosen, strict=True):
+    n_columns = columns_for(len(chosen))
+    for place, (panel, name) in enumerate(zip(axes, chosen, strict=True)):
         for number, model in enumerate(shown):
             part = table[((table["group"] == name) & (table["model"] == model)).to_numpy()]
             part = part.drop_duplicates("cluster").set_index("cluster").reindex(rows)
             _bars(panel, part, number, len(shown), model if len(shown) > 1 else "difference")
-        _axis(panel, rows)
+        _axis(panel, rows, labelled=place + n_columns >= len(chosen))
         cells = int(about.loc[(about["group"].astype(str) == name).to_numpy(), "cells"].iloc[0])
         title(panel, name, f"{cells:,} cell{'s' * (cells != 1)}")
     ends = np.array([panel.get_xlim() for panel in axes])
     for panel in axes:
         panel.set_xlim(ends[:, 0].min(), ends[:, 1].max())
     if ax is None:
-        legend(figure_of(axes[0]), axes)
+        bars = shown if len(shown) > 1 else ["difference"]
+        legend(figure_of(axes[0]), axes, [*bars, "interval", "permuted clusters"])
     finish(axes[0], ax is None, show, save)
     return axes[0] if len(axes) == 1 else axes
 
@@ -141,7 +155,8 @@ def _bars(panel: Axes, part: pd.DataFrame, number: int, n_models: int, label: st
         )  # fmt: skip
 
 
-def _axis(panel: Axes, rows: list[str]) -> None:
+def _axis(panel: Axes, rows: list[str], labelled: bool) -> None:
+    """Rows by name; the scale is ``labelled`` below the last panel of a column."""
     plain(panel, "x")
     panel.use_sticky_edges = False
     panel.axvline(0, color=GREY, linewidth=0.9, zorder=5)
@@ -151,4 +166,5 @@ def _axis(panel: Axes, rows: list[str]) -> None:
     panel.set_ylim(max(len(rows), 1) - 0.4, -0.6)
     panel.locator_params(axis="x", nbins=6)
     panel.tick_params(axis="y", length=0, labelsize=8, colors="black")
-    panel.set_xlabel("share of attention − share of genes (percentage points)", fontsize=8.5)
+    if labelled:
+        panel.set_xlabel("share of attention − share of genes (percentage points)", fontsize=8.5)

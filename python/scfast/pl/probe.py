@@ -43,9 +43,9 @@ def probe(
 ) -> Axes | list[Axes]:
     """Macro-F1 of the probes by layer: a panel per label, a colour per readout, a dash per model.
 
-    The band around a line is the standard error between folds; diamonds are the confirming logistic regressions. Below
-    lie the probes of shuffled labels and the line of chance. Where there are probes of single tokens, their mean stands
-    beside in grey.
+    Several models with one readout have a colour each. The band around a line is the standard error between folds;
+    diamonds are the confirming logistic regressions. Below lie the probes of shuffled labels and the line of chance.
+    Where there are probes of single tokens, their mean stands beside in grey.
 
     Parameters
     ----------
@@ -113,24 +113,30 @@ def probe(
         about = next(x.loc[label] for x in (adata.uns[name]["labels"] for name in keys) if label in x.index)
         title(panel, label, f"{int(about['classes'])} classes  ·  {int(about['cells']):,} cells")
     if ax is None:
-        legend(figure_of(axes[0]), axes)
+        named = [_name(readout, name if len(keys) > 1 else "") for name in keys for readout in lines]
+        others = ["single tokens, mean", "logistic regression", "shuffled labels", "chance"]
+        legend(figure_of(axes[0]), axes, [*named, *others])
     finish(axes[0], ax is None, show, save)
     return axes[0] if len(axes) == 1 else axes
+
+
+def _name(readout: str, model: str) -> str:
+    return f"{readout}, {model}" if model else readout
 
 
 def _lines(panel: Axes, table: pd.DataFrame, readouts: Sequence[str], number: int, model: str) -> None:
     """One model: its probes, their controls, and what confirms them."""
     dashes = LINES[number % len(LINES)]
-    for readout in readouts:
+    for place, readout in enumerate(readouts):
         part = table[(table["readout"] == readout).to_numpy()].sort_values("layer")
         if not len(part):
             continue
-        colour = COLOURS[readouts.index(readout) % len(COLOURS)]
+        colour = COLOURS[(place if len(readouts) > 1 else number) % len(COLOURS)]
         layer, f1, error = (part[name].to_numpy(dtype=np.float64) for name in ("layer", "f1", "f1_se"))
-        name = f"{readout}, {model}" if model else readout
         panel.plot(
-            layer, f1, dashes, color=colour, marker="o", markersize=3, linewidth=1.5, label=name, zorder=4
-        )
+            layer, f1, dashes,
+            color=colour, marker="o", markersize=3, linewidth=1.5, label=_name(readout, model), zorder=4,
+        )  # fmt: skip
         panel.fill_between(layer, f1 - error, f1 + error, color=colour, alpha=0.15, linewidth=0, zorder=3)
         panel.plot(
             layer, part["control"], dashes, color=RULE, linewidth=1.2, label="shuffled labels", zorder=2
