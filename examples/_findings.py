@@ -40,15 +40,11 @@ def verdict(values: np.ndarray | pd.Series, above: str, below: str) -> str:
     ('more', 'the interval holds 0: nothing can be said')
     """
     _, low, high = interval(values)
-    return (
-        above
-        if low > 0
-        else below
-        if high < 0
-        else "the interval holds 0: nothing can be said"
-        if np.isfinite(low)
-        else "one seed says nothing"
-    )
+    if not np.isfinite(low):
+        return "one seed says nothing"
+    if low > 0:
+        return above
+    return below if high < 0 else "the interval holds 0: nothing can be said"
 
 
 def as_text(value: object) -> str:

@@ -71,7 +71,7 @@ def command(
     \b
     1. Probes: how well ten sorted populations can be read from each layer; beside it shuffled labels, logistic
        regression of the same states, and classifiers of expression, without any model.
-    2. Similarity: how much each layer changes the vector of a cell.
+    2. Similarity: how much each layer changes the vector of a cell, and how alike it makes the cell's genes.
     3. Prevalence: whether genes of a tissue get more attention than their share of the cell, against clusters
        permuted over genes of like detection and rank.
     4. Enrichment: hallmark gene sets among the genes attended to most, population by population.
@@ -270,21 +270,28 @@ def baselines(cells: ad.AnnData) -> pd.DataFrame:
 
 
 def similarity(measured: dict[str, ad.AnnData], out: Path) -> Part:
-    """How much each layer changes the vector of a cell."""
+    """How much each layer changes the vector of a cell, and how alike the genes of a cell are after it."""
     together = gather(measured, "similarity")
     order = [name for kind in KINDS for name in measured if name.startswith(kind)]
     scfast.pl.layer_map(together, key=order, show=False, save=out / "layers.png")
-    every = by_kind({name: together.uns[name]["table"] for name in measured})
+    layers, tokens = (by_kind({x: together.uns[x][part] for x in measured}) for part in ("table", "tokens"))
+    genes = tokens[tokens["pair"] == "gene-gene"].rename(columns={"cell_mean": "gene_cosine"})
+    every = layers.merge(genes[["kind", "seed", "layer", "gene_cosine"]], on=["kind", "seed", "layer"])
     every.to_csv(out / "similarity.csv", index=False, float_format="%.6g")
-    change = every.pivot_table(index=["kind", "seed"], columns="layer", values="change")
-    by_layer = {layer: {kind: change.loc[kind][layer] for kind in KINDS} for layer in change.columns}
-    mean = every.groupby(["kind", "layer"], sort=False)[["change", "to_last"]].mean().reset_index()
-    return mean, [
-        f"Layer {layer} changes the vector of a cell (1 - cosine) by {told(x[TRAINED], '.3f')} when trained,"
-        f" {told(x[UNTRAINED], '.3f')} when not: "
-        + verdict(x[TRAINED] - x[UNTRAINED], "training makes it do more", "training makes it do less") + "."
-        for layer, x in by_layer.items()
-    ]  # fmt: skip
+    asked = {
+        "change": "Layer {} changes the vector of a cell (1 - cosine) by",
+        "gene_cosine": "After layer {} the genes of a cell have a mean cosine of",
+    }
+    findings = []
+    for column, question in asked.items():
+        table = every.pivot_table(index=["kind", "seed"], columns="layer", values=column)
+        for layer in table.columns:
+            trained, untrained = (table.loc[kind][layer] for kind in KINDS)
+            larger = verdict(trained - untrained, "training raises it", "training lowers it")
+            means = f"{told(trained, '.3f')} when trained, {told(untrained, '.3f')} when not"
+            findings.append(f"{question.format(layer)} {means}: {larger}.")
+    shown = ["change", "to_last", "gene_cosine"]
+    return every.groupby(["kind", "layer"], sort=False)[shown].mean().reset_index(), findings
 
 
 def with_expression(together: ad.AnnData, cells: ad.AnnData) -> ad.AnnData:

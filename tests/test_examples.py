@@ -1,5 +1,6 @@
 """The examples say what they do, and their rehearsals run from end to end."""
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -56,3 +57,58 @@ def test_rehearsal_of_ifn_beta(shared, tmp_path):
         "confusion_tested_on_101.png",
         "confusion_tested_on_107.png",
     }
+
+
+def test_rehearsal_of_biological_priors(shared, tmp_path):
+    example = next(path for path in EXAMPLES if path.stem == "biological_priors")
+    text = run(example, "--data", shared, "--quick", "--threads", "1", "--text", folder=tmp_path)
+    for words in (
+        "0 of 1 models guess hidden genes of held-out cells better",
+        "one seed says nothing",
+        "expression: all genes, logistic regression",
+        "Shuffled labels: macro-F1",
+        "279 genes of 29 tissues have tokens",
+        "pairs of population and hallmark set are over-represented",
+    ):
+        assert words in text
+    out = tmp_path / "biological_priors"
+    probes = pd.read_csv(out / "probes.csv")
+    assert len(probes) == 2 * 3
+    assert (probes["f1"] > probes["control"]).all()
+    assert probes["logistic"].notna().all()
+    similarity = pd.read_csv(out / "similarity.csv")
+    assert len(similarity) == 2 * 3
+    assert similarity["gene_cosine"].between(-1, 1).all()
+    kinds = {"trained", "untrained", "expression"}
+    prevalence = pd.read_csv(out / "prevalence.csv")
+    assert set(prevalence["kind"]) == kinds
+    assert len(prevalence) == 3 * 10 * (29 + 1)
+    sums = prevalence.groupby(["kind", "group"])[["attention", "frequency"]].sum()
+    assert ((sums - 1).abs() < 1e-5).all(axis=None)
+    assert set(pd.read_csv(out / "enrichment.csv")["kind"]) == kinds
+    assert "**A rehearsal: too little was trained" in (out / "summary.md").read_text()
+    assert {file.stem for file in out.glob("*.png")} == {"probes", "layers", "prevalence", "enrichment"}
+
+
+def test_a_finding_says_what_its_interval_says():
+    path = EXAMPLES[0].parent / "_findings.py"
+    spec = importlib.util.spec_from_file_location("_findings", path)
+    findings = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(findings)
+    assert (
+        findings.told([0.1, 0.2, 0.3], ".2f") == "0.20 [-0.05, 0.45]"
+    )  # t of 2 degrees: 4.303 x 0.1 / sqrt(3)
+    assert findings.told([0.1]) == "+0.100 [one seed]"
+    for values, said in (
+        ([0.10, 0.11, 0.12], "more"),
+        ([-0.10, -0.11, -0.12], "less"),
+        ([-0.10, 0.11, 0.12], "the interval holds 0: nothing can be said"),
+        ([0.10], "one seed says nothing"),
+    ):
+        assert findings.verdict(values, "more", "less") == said
+    table = pd.DataFrame({"a": [1, 2], "b": [0.123456, float("nan")]})
+    page = findings.as_markdown("Title", ["About."], {"Part": (table, ["Found."])})
+    assert (
+        page
+        == "# Title\n\nAbout.\n\n## Part\n\n| a | b |\n| --- | --- |\n| 1 | 0.1235 |\n| 2 | – |\n\n- Found.\n"
+    )

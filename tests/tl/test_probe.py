@@ -141,7 +141,7 @@ def test_single_tokens_and_genes(adata):
 def test_transfer_between_tokens(adata):
     """On its own readout a probe is itself; on another it is tested with that readout's states."""
     source = toy_source(cls=True)
-    results = quiet(adata, source, "kind", positions=[2])
+    results = quiet(adata, source, "kind", positions=[2], shrinkage=0.1)
     transfer = results["transfer"].set_index(["layer", "trained_on", "tested_on"])["f1"]
     table = results["table"].set_index(["layer", "readout"])["f1"]
     for (layer, readout), f1 in table.items():

@@ -17,8 +17,8 @@ INK, GREY, RULE, GRID = "#22303C", "#66717C", "#B8C0C8", "#E4E7EB"
 #: Several models or kinds, in this order: distinct to colour-blind eyes, and in print.
 COLOURS = ("#2F6DA8", "#D9641E", "#3C8D5A", "#8A5AA8", "#B8860B", "#4FA3B5")
 MAX_COLUMNS = 4
-#: A legend's entry in inches: line, space and margin; and a letter of its name at 8 points.
-ENTRY_WIDTH, LETTER_WIDTH = 0.55, 0.062
+#: A legend's entry in inches: its line, the space after it, and a letter of its name at 8 points.
+LINE_WIDTH, GAP_WIDTH, LETTER_WIDTH = 0.33, 0.22, 0.059
 
 
 def columns_for(n_panels: int) -> int:
@@ -77,8 +77,8 @@ def legend(figure: Figure, panels: Sequence[Axes], names: Sequence[str] | None =
             found.setdefault(name, handle)
     shown = [name for name in (found if names is None else names) if name in found]
     if shown:
-        entry = ENTRY_WIDTH + LETTER_WIDTH * max(map(len, shown))
-        fitting = max(1, int(figure.get_figwidth() / entry))
+        entry = LINE_WIDTH + GAP_WIDTH + LETTER_WIDTH * max(map(len, shown))
+        fitting = max(1, int((figure.get_figwidth() + GAP_WIDTH) / entry))
         figure.legend(
             [found[name] for name in shown], shown,
             loc="outside upper right", ncols=min(len(shown), 5, fitting), frameon=False, fontsize=8,

@@ -41,7 +41,7 @@ def probe(
     layers: Sequence[int] | None = None,
     replicate_key: str | None = None,
     folds: int = 5,
-    shrinkage: float | Literal["oas"] = 0.1,
+    shrinkage: float | Literal["oas"] = "oas",
     n_sample: int = 2000,
     confirm: Literal["best", "all"] | None = "best",
     key_added: str = "probe",
@@ -85,7 +85,7 @@ def probe(
     folds
         Of cross-validation.
     shrinkage
-        s of (1 - s) S + s tr(S) / d I, or ``"oas"`` (Chen et al. 2010).
+        s of (1 - s) S + s tr(S) / d I, or ``"oas"``, which takes s from the states (Chen et al. 2010).
     n_sample
         Cells that are kept for the test, drawn by class and fold.
     confirm
