@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import anndata
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy import sparse
 
 import scfast
+from scfast import Packing
 from scfast.tl._resampling import bins_of, bootstrap, permuted
 from tests.same import assert_same
-from tests.toy import BACKEND, toy_adata, toy_source
+from tests.toy import BACKEND, ToySource, toy_adata, toy_source
 
 FEW = {"n_bootstrap": 50, "n_permutations": 50}
 CLUSTERS = {f"G{i}": f"cluster {i % 4}" for i in range(40) if i % 5}
@@ -49,6 +53,48 @@ def test_shares_are_those_of_each_cell(adata):
     about = adata.uns["prevalence"]["groups"]
     counts = adata.obs["type"].value_counts()
     assert dict(zip(about["group"], about["cells"], strict=True)) == counts.to_dict()
+
+
+class Repeating(ToySource):
+    """Has three tokens of the first gene of every cell, as a model that draws genes with replacement may."""
+
+    def tokenize(self, counts, var, n_counts=None):
+        tokens = super().tokenize(counts, var, n_counts)
+        times = np.ones(tokens.n_tokens, dtype=np.int64)
+        times[np.asarray(tokens.packing.starts_q)] = 3
+        where = torch.from_numpy(np.repeat(np.arange(tokens.n_tokens), times))
+        lengths = [n + 2 for n in tokens.lengths]
+        each = {name: getattr(tokens, name)[where] for name in ("ids", "gene_index", "kind")}
+        positions = torch.cat([torch.arange(n) for n in lengths])
+        return replace(tokens, packing=Packing.from_lengths(lengths), positions=positions, **each)
+
+
+def test_frequency_counts_tokens_where_a_gene_has_several(adata, tmp_path):
+    source = Repeating([name for name in adata.var_names if name != "G3"])
+    scfast.tl.rollout(adata, source, groupby="type", backend=BACKEND)
+    assert adata.layers["rollout_tokens"].max() == 3
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    adata = anndata.read_h5ad(tmp_path / "a.h5ad")
+    scfast.tl.prevalence(adata, CLUSTERS, **FEW)
+    scfast.tl.prevalence(adata, CLUSTERS, replicate_key="donor", key_added="between donors", **FEW)
+    tokens = source.tokenize(adata.X, adata.var)
+    cluster = np.array([CLUSTERS.get(name, "unassigned") for name in adata.var_names])[
+        tokens.gene_index.numpy()
+    ]
+    cell = np.repeat(np.arange(adata.n_obs), tokens.lengths)
+    for key in ("prevalence", "between donors"):
+        for _, row in adata.uns[key]["table"].iterrows():
+            mine = np.bincount(cell, cluster == row["cluster"]) / np.bincount(cell)
+            of_group = (adata.obs["type"] == row["group"]).to_numpy()
+            np.testing.assert_allclose(row["frequency"], mine[of_group].mean(), rtol=1e-12)
+            assert row["low"] <= row["difference"] <= row["high"]
+    adata.layers["rollout_tokens"] = adata.layers["rollout_tokens"][::-1]
+    with pytest.raises(KeyError, match=r"layers\['rollout_tokens'\] does not hold the tokens of the scores"):
+        scfast.tl.prevalence(adata, CLUSTERS, **FEW)
+    scfast.tl.rollout(
+        adata, toy_source(), groupby="type", backend=BACKEND
+    )  # one token each: none are looked for
+    scfast.tl.prevalence(adata, CLUSTERS, **FEW)
 
 
 def test_interval_between_cells(adata):

@@ -3,7 +3,7 @@
 from scfast.analyses.base import Accumulator, Addition, Batch, RowBlock, RowWriter
 from scfast.analyses.cell_edges import CellEdges
 from scfast.analyses.cell_means import CellMeans
-from scfast.analyses.cell_scores import CellScores
+from scfast.analyses.cell_scores import CellScores, CellTokens
 from scfast.analyses.embedding import Embedding
 from scfast.analyses.gene_pairs import GenePairs
 from scfast.analyses.gene_shares import GeneShares
@@ -25,6 +25,7 @@ __all__ = [
     "CellEdges",
     "CellMeans",
     "CellScores",
+    "CellTokens",
     "Embedding",
     "GenePairs",
     "GeneShares",

@@ -1,4 +1,4 @@
-"""Gene scores of every cell, as sparse rows."""
+"""Gene scores of every cell, and the tokens behind them, as sparse rows."""
 
 from __future__ import annotations
 
@@ -34,4 +34,29 @@ class CellScores:
         shape = (batch.tokens.n_cells, self.n_columns)
         return RowBlock(
             batch.rows, sparse.csr_matrix((scores, pairs.gene.astype(np.int32), indptr), shape=shape)
+        )
+
+
+class CellTokens:
+    """One row per cell: how many tokens of every gene the cell has, beside :class:`CellScores`.
+
+    Parameters
+    ----------
+    n_genes
+        Columns of the counts matrix.
+    """
+
+    fill: float | None = None
+
+    def __init__(self, n_genes: int) -> None:
+        self.n_columns = n_genes
+
+    def rows(self, batch: Batch) -> RowBlock:
+        """int32 CSR [B, genes], columns in order."""
+        pairs = batch.genes
+        indptr = np.searchsorted(pairs.cell, np.arange(batch.tokens.n_cells + 1))
+        counts = np.bincount(pairs.entry, minlength=len(pairs.gene)).astype(np.int32)
+        shape = (batch.tokens.n_cells, self.n_columns)
+        return RowBlock(
+            batch.rows, sparse.csr_matrix((counts, pairs.gene.astype(np.int32), indptr), shape=shape)
         )

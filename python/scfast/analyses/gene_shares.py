@@ -1,4 +1,4 @@
-"""What share of a cell's scores each gene has, against the even share that its presence alone would give it."""
+"""What share of a cell's scores each gene has, against the share that its tokens alone would give it."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from scipy import sparse
 
 from scfast.analyses._arrays import ArrayAccumulator, ratio
 from scfast.analyses.base import Addition, Batch, RowBlock, Scatter
-from scfast.analyses.cell_scores import CellScores
+from scfast.analyses.cell_scores import CellScores, CellTokens
 from scfast.analyses.strata import Strata
 
 
 class Shares(NamedTuple):
     """Of the scores that are stored for some cells, one entry each.
 
-    ``cell`` and ``gene`` int64; ``attention`` the score's share of the cell's scores and ``frequency`` the share of
-    one gene, 1 / n with n the genes of the cell; ``relative`` the score in units of the even one.
+    ``cell`` and ``gene`` int64; ``attention`` the score's share of the cell's scores and ``frequency`` the gene's share
+    of the cell's n gene tokens, 1 / n where every gene has one; ``relative`` the score in units of that of one token.
     """
 
     cell: np.ndarray
@@ -27,26 +27,31 @@ class Shares(NamedTuple):
     relative: np.ndarray
 
 
-def shares(scores: sparse.csr_matrix, *, sum_to_one: bool = True) -> Shares:
+def shares(
+    scores: sparse.csr_matrix, tokens: sparse.csr_matrix | None = None, *, sum_to_one: bool = True
+) -> Shares:
     """Shares of every score of cells [B, genes]; cells whose scores sum to 0 have none and are left out.
 
     Parameters
     ----------
     scores
         Not negative; an entry for every gene that the cell has a token of.
+    tokens
+        How many tokens those are, in the same places. Default: one each.
     sum_to_one
         Whether the scores of all tokens of a cell sum to 1, special ones included, so that the even score is 1 / n.
         Otherwise it is that of the cell's genes, their sum / n.
     """
-    n = np.diff(scores.indptr)
-    cell = np.repeat(np.arange(len(n)), n)
+    n_cells = scores.shape[0]
+    cell = np.repeat(np.arange(n_cells), np.diff(scores.indptr))
     values = scores.data.astype(np.float64)
-    total = np.bincount(cell, values, minlength=len(n))
+    held = np.ones_like(values) if tokens is None else tokens.data.astype(np.float64)
+    total, n = (np.bincount(cell, x, minlength=n_cells) for x in (values, held))
     kept = total[cell] > 0
-    cell, values = cell[kept], values[kept]
+    cell, values, held = cell[kept], values[kept], held[kept]
     attention = values / total[cell]
     relative = (values if sum_to_one else attention) * n[cell]
-    return Shares(cell, scores.indices[kept].astype(np.int64), attention, 1.0 / n[cell], relative)
+    return Shares(cell, scores.indices[kept].astype(np.int64), attention, held / n[cell], relative)
 
 
 class GeneSharesResult(NamedTuple):
@@ -112,12 +117,13 @@ class GeneShares(ArrayAccumulator):
 
     def additions(self, batch: Batch) -> list[Addition]:
         """What the cells of a batch add; nothing is changed."""
-        return self.of_rows(CellScores(self.n_genes, self.name, self.row).rows(batch))
+        tokens = sparse.csr_matrix(CellTokens(self.n_genes).rows(batch).values)
+        return self.of_rows(CellScores(self.n_genes, self.name, self.row).rows(batch), tokens)
 
-    def of_rows(self, block: RowBlock) -> list[Addition]:
-        """What cells add whose scores [B, genes] were kept; nothing is changed."""
+    def of_rows(self, block: RowBlock, tokens: sparse.csr_matrix | None = None) -> list[Addition]:
+        """What cells add whose scores [B, genes], and tokens, were kept; nothing is changed."""
         stratum = self.strata.of_row[block.rows]
-        found = shares(sparse.csr_matrix(block.values), sum_to_one=bool(self.sum_to_one))
+        found = shares(sparse.csr_matrix(block.values), tokens, sum_to_one=bool(self.sum_to_one))
         inside = stratum[found.cell] >= 0
         cell, gene = found.cell[inside], found.gene[inside]
         places = Scatter(stratum[cell] * self.n_genes + gene)

@@ -40,6 +40,8 @@ class TokenSurvey:
         The tokens, where there were few enough to keep.
     fingerprint
         Of which gene stands where in every cell: two models with the same fingerprint read the same sequences.
+    repeats
+        Whether any cell has several tokens of one gene.
     """
 
     lengths: np.ndarray
@@ -47,6 +49,7 @@ class TokenSurvey:
     holds: np.ndarray
     tokens: Tokens | None
     fingerprint: str
+    repeats: bool
 
 
 def survey(
@@ -66,7 +69,7 @@ def survey(
     n_cells, step = counts.n_cells, _rows_ahead(source)
     lengths, gene_tokens = np.zeros((2, n_cells), dtype=np.int64)
     holds = np.zeros(n_cells, dtype=bool)
-    tokens, digest = None, hashlib.blake2b(digest_size=16)
+    tokens, digest, repeats = None, hashlib.blake2b(digest_size=16), False
     for start in range(0, n_cells, step):
         rows = np.arange(start, min(start + step, n_cells))
         _, tokens = counts.tokenize(source, rows)
@@ -76,10 +79,14 @@ def survey(
         digest.update(column.tobytes())
         is_gene = (tokens.kind.numpy() == TokenKind.GENE) & (column >= 0)
         np.add.at(gene_tokens, cell[is_gene], 1)
+        if not repeats:
+            pairs = np.sort(cell[is_gene] * np.int64(counts.var.shape[0]) + column[is_gene])
+            repeats = bool((pairs[1:] == pairs[:-1]).any())
         if gene is not None:
             holds[cell[is_gene & np.isin(column, gene)]] = True
     digest.update(lengths.tobytes())
-    return TokenSurvey(lengths, gene_tokens, holds, tokens if n_cells <= step else None, digest.hexdigest())
+    kept = tokens if n_cells <= step else None
+    return TokenSurvey(lengths, gene_tokens, holds, kept, digest.hexdigest(), repeats)
 
 
 class Results(dict[str, Any]):

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from scfast.analyses import Accumulator, CellScores, GroupExpression, GroupScores, LayerScores, RowWriter
+from scfast.analyses import (
+    Accumulator,
+    CellScores,
+    CellTokens,
+    GroupExpression,
+    GroupScores,
+    LayerScores,
+    RowWriter,
+)
 from scfast.models.base import AttentionSource, Tokens
 from scfast.observables import Observable
 from scfast.run import Counts, TokenSurvey
@@ -136,8 +144,10 @@ def score_genes(
     results_bytes *= 2 if null else 1
     if store_cells:
         analyses["cells"] = CellScores(n_genes, name=scoring.name, row=scoring.row)
-        # float32 and int32, once in blocks, once in order
-        results_bytes += 16 * int(scoring.found.gene_tokens[scoring.rows].sum())
+        if scoring.found.repeats:
+            analyses["tokens"] = CellTokens(n_genes)
+        # float32 and int32, once in blocks, once in order; and the tokens likewise
+        results_bytes += 16 * (1 + scoring.found.repeats) * int(scoring.found.gene_tokens[scoring.rows].sum())
     batches = make_batches(
         scoring.source, scoring.counts, scoring.found, scoring.rows, how, results_bytes=results_bytes,
         layers_kept=scoring.layers_kept, observed=scoring.observed,
@@ -168,5 +178,8 @@ def score_genes(
     }
     target = adata.copy() if copy else adata
     cells = {key_added: results["cells"]} if store_cells else {}
+    if store_cells and scoring.found.repeats:
+        uns["params"]["tokens_layer"] = f"{key_added}_tokens"
+        cells[f"{key_added}_tokens"] = results["tokens"]
     commit(target, layers=cells, varm=varm, uns={key_added: uns})
     return target if copy else None

@@ -36,24 +36,27 @@ class KeptScores:
         Names of the columns.
     sum_to_one
         Whether the scores of a cell's tokens sum to 1, as those of a rollout do.
+    tokens
+        Tokens of each gene, in the places of ``matrix``; None where every gene has one.
     """
 
     matrix: sparse.csr_matrix
     results: dict[str, Any]
     genes: pd.Index
     sum_to_one: bool
+    tokens: sparse.csr_matrix | None = None
 
-    def blocks(self, rows: np.ndarray) -> Iterator[RowBlock]:
-        """The scores of these rows, some at a time."""
+    def blocks(self, rows: np.ndarray) -> Iterator[tuple[RowBlock, sparse.csr_matrix | None]]:
+        """The scores of these rows and their tokens, some at a time."""
         for start in range(0, len(rows), CELLS_AT_ONCE):
             here = rows[start : start + CELLS_AT_ONCE]
-            yield RowBlock(here, self.matrix[here])
+            yield RowBlock(here, self.matrix[here]), None if self.tokens is None else self.tokens[here]
 
     def gene_shares(self, strata: Strata) -> GeneShares:
         """Shares of genes in the cells of these strata."""
         totals = GeneShares(strata, self.matrix.shape[1], sum_to_one=int(self.sum_to_one))
-        for block in self.blocks(np.flatnonzero(strata.of_row >= 0)):
-            totals.add(totals.of_rows(block))
+        for block, tokens in self.blocks(np.flatnonzero(strata.of_row >= 0)):
+            totals.add(totals.of_rows(block, tokens))
         return totals
 
 
@@ -96,9 +99,26 @@ def kept_scores(adata: AnnData, key: str) -> KeptScores:
             UserWarning,
             stacklevel=3,
         )
+    sum_to_one = bool(totals.max(initial=0.0) <= 1 + ROUNDING)
     return KeptScores(
-        matrix, adata.uns[key], adata.var_names.astype(str), bool(totals.max(initial=0.0) <= 1 + ROUNDING)
+        matrix, adata.uns[key], adata.var_names.astype(str), sum_to_one, _tokens(adata, key, matrix)
     )
+
+
+def _tokens(adata: AnnData, key: str, matrix: sparse.csr_matrix) -> sparse.csr_matrix | None:
+    """The tokens that were kept beside scores, where a gene has several."""
+    name = adata.uns[key].get("params", {}).get("tokens_layer")
+    if name is None:
+        return None
+    tokens = sparse.csr_matrix(adata.layers[name]) if name in adata.layers else None
+    if tokens is None or not (
+        np.array_equal(tokens.indptr, matrix.indptr) and np.array_equal(tokens.indices, matrix.indices)
+    ):
+        raise KeyError(
+            f"adata.layers[{name!r}] does not hold the tokens of the scores in adata.layers[{key!r}], of which a cell"
+            " has several of one gene: run the tool again"
+        )
+    return tokens
 
 
 def own_groupby(kept: KeptScores, groupby: str | None) -> str | None:

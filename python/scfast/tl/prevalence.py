@@ -45,7 +45,7 @@ def prevalence(
 ) -> AnnData | None:
     """Whether gene programs get more of a model's attention than their share of the cell.
 
-    Of every cell, a cluster's share by frequency is the share of the cell's genes that belong to it; its share by
+    Of every cell, a cluster's share by frequency is the share of the cell's gene tokens that belong to it; its share by
     attention is the share of the scores of the cell's genes. The difference, averaged over a cell type, says what the
     model prefers beyond what is expressed.
 
@@ -240,7 +240,10 @@ def _intervals(
             sizes = [len(units)]
         else:
             rows = _scored(scores, strata, group)
-            blocks, sizes = _cells(scores, rows, members), [len(block.rows) for block in scores.blocks(rows)]
+            blocks, sizes = (
+                _cells(scores, rows, members),
+                [len(block.rows) for block, _ in scores.blocks(rows)],
+            )
         if sum(sizes) >= 2:
             found[:, group] = np.quantile(bootstrap(blocks, sizes, n, draws), ends, axis=0)
     return found[0], found[1]
@@ -256,8 +259,8 @@ def _cells(
     scores: KeptScores, rows: np.ndarray, members: sparse.csr_matrix
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Differences of some cells at a time, float64 [m, K]."""
-    for block in scores.blocks(rows):
-        found = shares(sparse.csr_matrix(block.values))
+    for block, tokens in scores.blocks(rows):
+        found = shares(sparse.csr_matrix(block.values), tokens)
         held = sparse.csr_matrix(
             (found.attention - found.frequency, (found.cell, found.gene)), shape=block.values.shape
         )

@@ -98,7 +98,8 @@ def rollout(
     -------
     AnnData or None
         ``layers[key_added]``: float32 CSR, score of each gene in each cell, summed over the gene's tokens
-        (with ``"prefix"`` or ``"suffix"``: of the complete rollout).
+        (with ``"prefix"`` or ``"suffix"``: of the complete rollout). Where a cell has several tokens of one gene,
+        ``layers[key_added + "_tokens"]``: how many, which :func:`scfast.tl.prevalence` counts.
 
         ``varm[key_added]``: DataFrame genes x groups, mean score over all cells of the group, float64 (a
         slash in a group's name becomes a bar, because HDF5 takes it for a folder). ``varm[key_added +
