@@ -274,6 +274,7 @@ def similarity(measured: dict[str, ad.AnnData], out: Path) -> Part:
     together = gather(measured, "similarity")
     order = [name for kind in KINDS for name in measured if name.startswith(kind)]
     scfast.pl.layer_map(together, key=order, show=False, save=out / "layers.png")
+    scfast.pl.similarity_distribution(together, key=list(measured)[:2], show=False, save=out / "tokens.png")
     layers, tokens = (by_kind({x: together.uns[x][part] for x in measured}) for part in ("table", "tokens"))
     genes = tokens[tokens["pair"] == "gene-gene"].rename(columns={"cell_mean": "gene_cosine"})
     every = layers.merge(genes[["kind", "seed", "layer", "gene_cosine"]], on=["kind", "seed", "layer"])

@@ -87,7 +87,13 @@ def test_rehearsal_of_biological_priors(shared, tmp_path):
     assert ((sums - 1).abs() < 1e-5).all(axis=None)
     assert set(pd.read_csv(out / "enrichment.csv")["kind"]) == kinds
     assert "**A rehearsal: too little was trained" in (out / "summary.md").read_text()
-    assert {file.stem for file in out.glob("*.png")} == {"probes", "layers", "prevalence", "enrichment"}
+    assert {file.stem for file in out.glob("*.png")} == {
+        "probes",
+        "layers",
+        "tokens",
+        "prevalence",
+        "enrichment",
+    }
 
 
 def test_a_finding_says_what_its_interval_says():

@@ -52,10 +52,10 @@ class CellTokens:
         self.n_columns = n_genes
 
     def rows(self, batch: Batch) -> RowBlock:
-        """int32 CSR [B, genes], columns in order."""
+        """float32 CSR [B, genes] of whole numbers, columns in order."""
         pairs = batch.genes
         indptr = np.searchsorted(pairs.cell, np.arange(batch.tokens.n_cells + 1))
-        counts = np.bincount(pairs.entry, minlength=len(pairs.gene)).astype(np.int32)
+        counts = np.bincount(pairs.entry, minlength=len(pairs.gene)).astype(np.float32)
         shape = (batch.tokens.n_cells, self.n_columns)
         return RowBlock(
             batch.rows, sparse.csr_matrix((counts, pairs.gene.astype(np.int32), indptr), shape=shape)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scfast.pl._figure import choose, figure_of, finish, make_panels, title
+from scfast.pl._figure import INK, choose, figure_of, finish, make_panels, title
 from scfast.pl._similarity import frame
 
 if TYPE_CHECKING:
@@ -112,15 +112,8 @@ def _numbers(panel: Axes, values: np.ndarray, lowest: float) -> None:
         return
     for (row, column), value in np.ndenumerate(values):
         light = value > (1.0 + lowest) / 2
-        panel.text(
-            column,
-            row,
-            f"{value:.3f}",
-            ha="center",
-            va="center",
-            fontsize=7.5,
-            color=INK if light else "white",
-        )
+        colour = INK if light else "white"
+        panel.text(column, row, f"{value:.3f}", ha="center", va="center", fontsize=7.5, color=colour)
 
 
 def _frames(panel: Axes, of_layer: np.ndarray) -> None:
