@@ -7,7 +7,7 @@
 #   build      into build/gpu, against the packages of python3: torch, nanobind, scikit-build-core, cmake, ninja
 #   tests      the op tests whose names say cuda, and the runner's
 #   sanitizer  compute-sanitizer's memcheck and racecheck on small shapes
-#   bench      bench/gpu_models.py, bench/run_gpu.py
+#   bench      bench/gpu_models.py, bench/gpu_cosine.py, bench/run_gpu.py
 #
 # Results go to $OUT, or to bench/results/<gpu>; logs to $OUT, or to build/gpu. PYTHON names another python3,
 # LIMIT_BUILD, LIMIT_TESTS, LIMIT_SANITIZER and LIMIT_BENCH other limits in seconds.
@@ -103,6 +103,7 @@ bench() {
   use_python || return 1
   local begun=$SECONDS failed=0
   "$PYTHON" bench/gpu_models.py || failed=1
+  "$PYTHON" bench/gpu_cosine.py --seconds 50 || failed=1
   "$PYTHON" bench/run_gpu.py --seconds $((LIMIT[bench] - 30 - (SECONDS - begun))) || failed=1
   return $failed
 }

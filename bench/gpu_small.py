@@ -1,4 +1,4 @@
-"""Run every attention op on a GPU once, on small shapes with ragged edges: what compute-sanitizer watches."""
+"""Run every op on a GPU once, on small shapes with ragged edges: what compute-sanitizer watches."""
 
 from __future__ import annotations
 
@@ -42,6 +42,22 @@ def run(dtype: torch.dtype, causal: bool) -> None:
     torch.cuda.synchronize()
 
 
+def run_cosines(dtype: torch.dtype) -> None:
+    """Rows with themselves and with others, as a whole and within cells; bins in windows and one by one."""
+    random = torch.Generator().manual_seed(0)
+    packing = Packing.from_lengths(LENGTHS, device="cuda")
+    x, y = torch.randn((2, sum(LENGTHS), 70), generator=random).to("cuda", dtype)
+    for others in (None, y):
+        for cells in (None, packing):
+            for bins in (200, 5000):
+                ops.cosine_histogram(x, others, packing=cells, bins=bins)
+            ops.cosine_matrix(x, others, packing=cells)
+            ops.cosine_threshold(x, 0.1, others, packing=cells)
+            for k in (16, 140):
+                ops.cosine_topk(x, k, others, packing=cells)
+    torch.cuda.synchronize()
+
+
 def main() -> None:
     if not torch.cuda.is_available():
         raise SystemExit(f"torch {torch.__version__} sees no CUDA device")
@@ -49,6 +65,8 @@ def main() -> None:
         for causal in (False, True):
             run(dtype, causal)
             print(f"{dtype}, causal={causal}: ran", flush=True)
+        run_cosines(dtype)
+        print(f"{dtype}, cosines: ran", flush=True)
 
 
 if __name__ == "__main__":

@@ -74,6 +74,35 @@ def topk_init(args, row, inside, head, cell):
 
 
 @triton.jit
+def keep_largest(values, keys, left, place):
+    """The best entries of each row [n, slots], in no order, after those of a tile [n, m]; -inf is none.
+
+    ``place`` [m] are the keys of the tile, larger than all before.
+    """
+    top, worst = tl.max(left, 1), tl.min(values, 1)
+    while tl.max((top > worst).to(tl.int32), 0) > 0:
+        chosen = tl.min(tl.where(left == top[:, None], place[None, :], NO_KEY), 1)
+        last = tl.max(tl.where(values == worst[:, None], keys, -NO_KEY), 1)
+        replaced = (keys == last[:, None]) & (top > worst)[:, None]
+        values = tl.where(replaced, top[:, None], values)
+        keys = tl.where(replaced, chosen[:, None], keys)
+        left = tl.where(place[None, :] == chosen[:, None], float("-inf"), left)
+        top, worst = tl.max(left, 1), tl.min(values, 1)
+    return values, keys
+
+
+@triton.jit
+def largest_first(values, keys):
+    """Entries [n, slots] in order: sorted as integers, bits of a value above those of its key in reverse."""
+    bits = values.to(tl.int32, bitcast=True)
+    bits = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(tl.int64)
+    code = tl.sort((bits << 32) | ((keys ^ NO_KEY).to(tl.int64) & 0xFFFFFFFF), 1, descending=True)
+    bits = (code >> 32).to(tl.int32)
+    value = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(tl.float32, bitcast=True)
+    return value, code.to(tl.int32) ^ NO_KEY
+
+
+@triton.jit
 def topk_tile(args, state, a, slope, k, key, seen, head):
     """The fused map is a [QUERIES, KEYS]; keys are counted from the first of the cell."""
     values, keys, end, first_key, bound, bound_key = state
@@ -85,31 +114,18 @@ def topk_tile(args, state, a, slope, k, key, seen, head):
         later = (a == bound[:, None]) & (place[None, :] > bound_key[:, None])
         shown = shown & ((a < bound[:, None]) | later)
     left = tl.where(shown, a, float("-inf"))
-    top, worst = tl.max(left, 1), tl.min(values, 1)
-    while tl.max((top > worst).to(tl.int32), 0) > 0:
-        chosen = tl.min(tl.where(left == top[:, None], place[None, :], NO_KEY), 1)
-        last = tl.max(tl.where(values == worst[:, None], keys, -NO_KEY), 1)
-        replaced = (keys == last[:, None]) & (top > worst)[:, None]
-        values = tl.where(replaced, top[:, None], values)
-        keys = tl.where(replaced, chosen[:, None], keys)
-        left = tl.where(place[None, :] == chosen[:, None], float("-inf"), left)
-        top, worst = tl.max(left, 1), tl.min(values, 1)
+    values, keys = keep_largest(values, keys, left, place)
     return values, keys, end, first_key, bound, bound_key
 
 
 @triton.jit
 def topk_done(args, state, row, inside, head):
-    """Sorted as integers: the bits of a value, in the order of values, above those of its key in reverse."""
+    """Rows of NaN are NaN; beyond the keys in sight stand 0 and -1."""
     values, keys, end, _, _, _ = state
     slot = tl.arange(0, args.slots)[None, :]
     found = tl.sum((keys >= 0).to(tl.int32), 1)
     wanted = tl.maximum(tl.minimum(end - args.first, args.entries), 0)
-    bits = values.to(tl.int32, bitcast=True)
-    bits = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(tl.int64)
-    code = tl.sort((bits << 32) | ((keys ^ NO_KEY).to(tl.int64) & 0xFFFFFFFF), 1, descending=True)
-    bits = (code >> 32).to(tl.int32)
-    value = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(tl.float32, bitcast=True)
-    place = code.to(tl.int32) ^ NO_KEY
+    value, place = largest_first(values, keys)
     broken = (found < wanted)[:, None]
     value = tl.where(broken, float("nan"), value)
     place = tl.where(broken, args.first + slot, place)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 #: Files of rows, beside this one.
-SHIPPED = ("tiles.toml", "tiles_reductions.toml")
+SHIPPED = ("tiles.toml", "tiles_reductions.toml", "tiles_cosine.toml")
 #: Environment variable with the path of rows of one's own: what ``scfast bench --tune -o`` writes.
 OWN_ROWS = "SCFAST_TILES"
 
@@ -39,7 +39,7 @@ _trial: ContextVar[tuple[str, Tile] | None] = ContextVar("scfast_tile_on_trial",
 
 @cache
 def rows() -> tuple[dict[str, Any], ...]:
-    """Rows of one's own, if there are any, and every row of tiles.toml and tiles_reductions.toml."""
+    """Rows of one's own, if there are any, and every row that is shipped."""
     tables = (files("scfast.kernels").joinpath(name).read_text() for name in SHIPPED)
     shipped = [row for table in tables for row in tomllib.loads(table)["row"]]
     path = os.environ.get(OWN_ROWS)

@@ -46,7 +46,16 @@ def test_dry_run_of_whole_models(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("script", ["run_gpu.py", "gpu_models.py"])
+def test_dry_run_of_cosines(tmp_path):
+    done = call(sys.executable, BENCH / "gpu_cosine.py", "--dry-run", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    for case in ("cosine_histogram bins 200", "cosine_topk k 16", "cosine_topk k 128", "cosine_threshold"):
+        assert case in done.stdout
+    assert "left out" not in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("script", ["run_gpu.py", "gpu_models.py", "gpu_cosine.py"])
 def test_help(script):
     done = call(sys.executable, BENCH / script, "--help")
     assert done.returncode == 0
@@ -54,7 +63,7 @@ def test_help(script):
 
 
 @without_gpu
-@pytest.mark.parametrize("script", ["run_gpu.py", "gpu_small.py", "gpu_models.py"])
+@pytest.mark.parametrize("script", ["run_gpu.py", "gpu_small.py", "gpu_models.py", "gpu_cosine.py"])
 def test_no_gpu_is_said_and_nothing_is_written(script, tmp_path):
     done = call(sys.executable, BENCH / script, OUT=str(tmp_path))
     assert done.returncode == 1

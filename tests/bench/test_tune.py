@@ -131,19 +131,22 @@ def test_rows_of_ones_own_are_checked(
 
 
 def test_every_visit_is_timed_in_an_op_that_launches_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    from scfast.kernels import batch, tiles
+    from scfast.kernels import batch, cosine, tiles
     from triton.runtime.jit import JITFunction
 
     taken: list[tuple[str, Any]] = []
-    find = batch.Batch.tile
 
-    def tile(self: Any, visit: str, width: int = 0) -> Any:
-        taken.append((visit, find(self, visit, width)))
-        return taken[-1][1]
+    def telling(find: Any) -> Any:
+        def tile(self: Any, visit: str, *width: int) -> Any:
+            taken.append((visit, find(self, visit, *width)))
+            return taken[-1][1]
+
+        return tile
 
     inputs = tune.Inputs.random([5, 40], 2, 64, torch.bfloat16, "cpu")
     monkeypatch.setattr(JITFunction, "run", lambda self, *args, **options: None)
-    monkeypatch.setattr(batch.Batch, "tile", tile)
+    for place in (batch.Batch, cosine.Walk):
+        monkeypatch.setattr(place, "tile", telling(place.tile))
     monkeypatch.setattr(_triton, "_gpu", lambda device: "sm_90")
     monkeypatch.setitem(BACKENDS, "triton", lambda op, **tensors: [])
     trial = tiles.Tile(16, 32, 4, 1, "measured")

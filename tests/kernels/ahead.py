@@ -106,12 +106,12 @@ class Kernel:
 @contextmanager
 def compiling_for(capability: int) -> Iterator[list[Kernel]]:
     """Inside, a launch compiles for this compute capability, appends to the list, and runs nothing."""
-    from scfast.kernels import batch
+    from scfast.kernels import batch, cosine, tiles
     from triton.runtime.driver import driver
     from triton.runtime.jit import JITFunction
 
     kernels: list[Kernel] = []
-    run, choose, chosen = JITFunction.run, batch.choose, []
+    run, choose, chosen = JITFunction.run, tiles.choose, []
 
     def choose_and_tell(*launch: Any) -> Any:
         chosen.append((launch, choose(*launch)))
@@ -135,7 +135,8 @@ def compiling_for(capability: int) -> Iterator[list[Kernel]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(JITFunction, "run", compile_only)
-        patch.setattr(batch, "choose", choose_and_tell)
+        for module in (batch, cosine):
+            patch.setattr(module, "choose", choose_and_tell)
         patch.setattr(_triton, "_gpu", lambda device: f"sm_{capability}")
         patch.setitem(BACKENDS, "triton", lambda op, **tensors: [])
         patch.setattr(driver, "_active", Driver(capability))

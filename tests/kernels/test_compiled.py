@@ -32,6 +32,18 @@ COLSUM_INSTRUCTIONS = 5.5
 COMPARE_INSTRUCTIONS = 19.0
 
 
+#: What becomes of similarities; the one that counts adds integers by atomics, which is exact in any order.
+COSINES = {
+    "histogram_tile",
+    "matrix_tile",
+    "count_tile",
+    "collect_tile",
+    "nearest_rows",
+    "prepare_rows",
+    "add_tiles",
+}
+COUNTING = "histogram_tile"
+
 #: Epilogues of products, comparisons and strongest keys, and the visit of ids.
 REDUCTIONS = {"matmul_tile", "compare_tile", "topk_tile", "scatter_blocks"}
 
@@ -44,6 +56,23 @@ def call_reductions(dtype: torch.dtype, dim: int) -> None:
     ops.attention_compare(q, k, q, k, packing, **on)
     ops.attention_topk(q, k, packing, 64, **on)
     ops.attention_scatter(q, k, packing, torch.arange(112), torch.zeros(112, 112, dtype=torch.float64), **on)
+
+
+def call_cosines(dtype: torch.dtype) -> None:
+    """Rows have any width: products take a slice at a time."""
+    from scfast.kernels import cosine_threshold
+
+    from scfast.ops._cosine_triton import PreparedRows
+
+    x, on = torch.zeros(200, 80, dtype=dtype), {"backend": "triton"}
+    for bins in (200, 2000):
+        ops.cosine_histogram(x, bins=bins, **on)
+    ops.cosine_matrix(x, **on)
+    for k in (16, 128):
+        ops.cosine_topk(x, k, x, **on)
+    rows = PreparedRows(x, None, None, None)
+    ((tiles, first),) = cosine_threshold.count(rows.walk, 0.5, torch.zeros(0, dtype=torch.int64))
+    cosine_threshold.collect(rows.walk, 0.5, tiles, first, first, torch.zeros(5), 200)
 
 
 def call_every_op(dtype: torch.dtype, dim: int) -> None:
@@ -60,6 +89,8 @@ def call_every_op(dtype: torch.dtype, dim: int) -> None:
     ops.attention_backward(v, q, k, v, v, torch.zeros(112, 4), packing, **on)
     call_reductions(dtype, dim)
     call_maps(dtype, dim)
+    if dim == 64:
+        call_cosines(dtype)
 
 
 def call_maps(dtype: torch.dtype, dim: int) -> None:
@@ -110,10 +141,14 @@ def test_kernels_compile_without_spills_and_atomics(target: Target, compiled: An
         beside |= {"own_probabilities", "own_norms"}
     if (dtype, dim) != (torch.float32, 128):
         beside |= {"shift_of_lse"}
+    if dim == 64:
+        beside |= COSINES
     assert epilogues | beside == {kernel.epilogue for kernel in kernels}
     for kernel in kernels:
         what = f"{kernel.epilogue} {kernel.launch} {kernel.tile}"
-        assert not re.search(r"\b(?:atom|red)\.", kernel.ptx), f"{what}: atomics"
+        atomics = re.findall(r"\b(?:atom|red)\.\S+", kernel.ptx)
+        assert bool(atomics) == (kernel.epilogue == COUNTING), f"{what}: atomics"
+        assert all(re.search(r"\.add\.u(32|64)$", name) for name in atomics), f"{what}: {atomics}"
         assert kernel.shared <= SHARED[capability], f"{what}: {kernel.shared} bytes of shared memory"
         assert not kernel.spills, f"{what}: {kernel.spills} spills in loops, {kernel.resources}"
         if capability == 90 and dtype == torch.bfloat16 and kernel.tile:

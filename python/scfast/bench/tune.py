@@ -105,6 +105,16 @@ def _backward(x: Inputs, backend: str) -> Answer:
     return tuple(ops.attention_backward(x.d_out, x.q, x.k, x.v, x.out, x.lse, x.packing, backend=backend))
 
 
+def _pairs(x: Inputs, backend: str) -> Answer:
+    found = ops.cosine_histogram(x.q.flatten(1), packing=x.packing, backend=backend)
+    return found.sum, found.sum_of_squares, found.max
+
+
+def _nearest(x: Inputs, backend: str, k: int = 16) -> Answer:
+    found = ops.cosine_topk(x.q.flatten(1), k, packing=x.packing, backend=backend)
+    return (found.values.nan_to_num(),)  # cells may have fewer rows
+
+
 #: Visit -> an op that launches it.
 VISITS: dict[str, Callable[[Inputs, str], Answer]] = {
     "forward": _forward,
@@ -118,6 +128,9 @@ VISITS: dict[str, Callable[[Inputs, str], Answer]] = {
     "compare": _compare,
     "topk": _topk,
     "scatter": _scatter,
+    "pairs": _pairs,
+    "nearest": _nearest,
+    "nearest many": partial(_nearest, k=128),
     "norm rows": partial(_rowstats, map=_norm, heads=None),
     "norm keys": partial(_colsum, map=_norm),
     "norm keys many": partial(_colsum, map=_norm, many=True),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import accumulate
 
 import torch
@@ -84,7 +85,7 @@ class Rows:
         cu_seqlens_x: torch.Tensor | None,
         cu_seqlens_y: torch.Tensor | None,
     ) -> None:
-        x, y = _dense(x), None if y is None else _dense(y)
+        x, y = dense(x), None if y is None else dense(y)
         cu_x = _starts(x, cu_seqlens_x)
         cu_y = cu_x if y is None else _starts(y, cu_seqlens_y)
         self.lengths = list(zip(cu_x.diff().tolist(), cu_y.diff().tolist(), strict=True))
@@ -99,12 +100,14 @@ class Rows:
             zeros=self.zeros.data_ptr(), threads=torch.get_num_threads(),
         )  # fmt: skip
 
-    def starts_of_blocks(self) -> torch.Tensor:
-        """int64 [B + 1]: where each cell's block begins when the blocks lie end to end."""
-        return torch.tensor(list(accumulate((n * m for n, m in self.lengths), initial=0)))
+
+def starts_of_blocks(lengths: Sequence[tuple[int, int]]) -> torch.Tensor:
+    """int64 [B + 1]: where each cell's block [n, m] begins when the blocks lie end to end."""
+    return torch.tensor(list(accumulate((n * m for n, m in lengths), initial=0)))
 
 
-def _dense(rows: torch.Tensor) -> torch.Tensor:
+def dense(rows: torch.Tensor) -> torch.Tensor:
+    """Rows with unit stride along their columns; other strides are handed to the kernel as they are."""
     return rows if rows.stride(1) == 1 or rows.shape[1] == 1 else rows.contiguous()
 
 

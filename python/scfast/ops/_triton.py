@@ -1,7 +1,8 @@
 """The Triton backend: what it refuses, and tensors for what it takes.
 
-float32 inputs are multiplied in float32 (``"ieee"``), which is what the precision of the column sums rests on.
-``torch.set_float32_matmul_precision("high")`` lets them be split into bfloat16 parts for the tensor cores.
+float32 inputs of attention are multiplied in float32 (``"ieee"``), which is what the precision of the column sums
+rests on. ``torch.set_float32_matmul_precision("high")`` lets them be split into bfloat16 parts for the tensor cores.
+Rows of the cosine ops are split into halves always (``kernels/cosine.py``): that loses nothing.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 OPS = (
     "attention_forward", "attention_backward", "attention_colsum", "attention_rowstats", "attention_matmul",
     "attention_compare", "attention_topk", "attention_scatter",
+    "cosine_histogram", "cosine_matrix", "cosine_threshold", "cosine_topk",
 )  # fmt: skip
 INSTALLED = importlib.util.find_spec("triton") is not None
 #: Triton runs kernels on the CPU, element by element: for tests.

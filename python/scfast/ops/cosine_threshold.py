@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from scfast import _kernels, reference
+from scfast.ops import _triton
 from scfast.ops._cosine import ROWS, Rows, check_count, check_rows, n_cells
 from scfast.ops._dispatch import choose
 from scfast.ops._library import LIBRARY
@@ -69,19 +70,20 @@ def cosine_threshold(
     max_pairs
         More pairs are refused; the default would take 3 GB.
     backend
-        ``"auto"``, ``"cpu"`` or ``"reference"``.
+        ``"auto"``, ``"cpu"``, ``"triton"`` or ``"reference"``.
 
     Returns
     -------
     SimilarRows
-        Bits do not depend on the number of threads. Memory beside it: as much again and about 5 MB a thread.
+        Bits do not depend on the number of threads, nor on the run. Memory beside it: as much again and about 5 MB a
+        thread; on a GPU three times as much, the rows, and 12 MB.
 
     Raises
     ------
     ValueError, TypeError
         Shapes, dtypes or devices that do not fit, named; more than ``max_pairs`` pairs.
     BackendError
-        No backend takes the inputs: there is no kernel for GPUs yet.
+        No backend takes the inputs.
 
     Examples
     --------
@@ -96,14 +98,14 @@ def cosine_threshold(
         raise ValueError(f"threshold must be a number, got {threshold}: similarities lie within [-1, 1]")
     check_count("max_pairs", max_pairs, 2**62, "pairs cannot be returned")
     tensors = {"x": x} if y is None else {"x": x, "y": y}
-    if choose("cosine_threshold", backend, **tensors) == "reference":
+    chosen = choose("cosine_threshold", backend, **tensors)
+    if chosen == "reference":
         indptr, indices, exact, zeros = reference.cosine_threshold(x, threshold, y, packing=packing)
         _check_pairs(len(indices), threshold, max_pairs)
         values = exact.float()
     else:
-        indptr, indices, values, zeros = torch.ops.scfast.cosine_threshold(
-            x, y, cu_x, cu_y, threshold, max_pairs
-        )
+        run = _triton.runner("cosine_threshold", chosen, x, _triton_impl)
+        indptr, indices, values, zeros = run(x, y, cu_x, cu_y, threshold, max_pairs)
     return SimilarRows(indptr, indices, values, zeros[0] if packing is None else zeros)
 
 
@@ -124,6 +126,30 @@ def _cpu_impl(*args: Any) -> tuple[torch.Tensor, ...]:
     return indptr, torch.from_numpy(indices), torch.from_numpy(values), rows.zeros
 
 
+def _triton_impl(*args: Any) -> tuple[torch.Tensor, ...]:
+    """Pairs are numbered, row by row, so that sorting their numbers puts them where they belong."""
+    from scfast.ops._cosine_triton import PreparedRows
+
+    *given, threshold, max_pairs = args
+    rows, x = PreparedRows(*given), given[0]
+    columns = (x if given[1] is None else given[1]).shape[0]
+    kernel, long = rows.kernel("cosine_threshold"), {"dtype": torch.int64, "device": x.device}
+    with rows.device():
+        counted = kernel.count(rows.walk, threshold, torch.empty(0, **long))
+        total = sum(int(found.sum()) for _, found in counted)
+        _check_pairs(total, threshold, max_pairs)
+        places, values = torch.empty(total, **long), x.new_empty(total, dtype=torch.float32)
+        first = 0
+        for tiles, found in counted:
+            ends = found.cumsum(0) + first
+            some = found > 0
+            kernel.collect(rows.walk, threshold, tiles[some], (ends - found)[some], places, values, columns)
+            first += int(found.sum())
+    places, order = places.sort()
+    indptr = torch.searchsorted(places, torch.arange(x.shape[0] + 1, **long) * columns)
+    return indptr, places % max(columns, 1), values[order], rows.zeros
+
+
 def _fake(x: torch.Tensor, y: Any, cu_x: torch.Tensor | None, *rest: Any) -> tuple[torch.Tensor, ...]:
     found = torch.library.get_ctx().new_dynamic_size()
     return (
@@ -135,4 +161,5 @@ def _fake(x: torch.Tensor, y: Any, cu_x: torch.Tensor | None, *rest: Any) -> tup
 
 
 LIBRARY.impl("cosine_threshold", _cpu_impl, "CPU")
+LIBRARY.impl("cosine_threshold", _triton_impl, "CUDA")
 torch.library.register_fake("scfast::cosine_threshold", _fake, lib=LIBRARY)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from scfast import _kernels, reference
-from scfast.ops import _cpu
+from scfast.ops import _cpu, _triton
 from scfast.ops._cosine import ROWS, Rows, check_count, check_rows, n_cells
 from scfast.ops._dispatch import choose
 from scfast.ops._library import LIBRARY
@@ -46,7 +46,8 @@ def cosine_topk(
     """The k rows of y with the largest <a, b> / (|a| |b|) for every row a of x, without holding the pairs.
 
     Similarities are those of :func:`cosine_matrix`: a row of zeros has similarity 0 with every row; pairs with a row
-    that holds NaN or an infinity do not count. Equal similarities are in the order of their rows.
+    that holds NaN or an infinity do not count. Equal similarities are in the order of their rows. On a GPU x with
+    itself is computed like any other y, so that a similarity may differ in its last bits from its mirror image.
 
     Parameters
     ----------
@@ -55,23 +56,24 @@ def cosine_topk(
     k
         Rows to find, 1 or more.
     y
-        [M, D], dtype of x. Default: the other rows of x; each pair is then computed once for both.
+        [M, D], dtype of x. Default: the other rows of x; on a CPU each pair is then computed once for both.
     packing
         Only rows of the same cell: ``lengths_q`` of it are the cells' rows in x, ``lengths_k`` those in y.
     backend
-        ``"auto"``, ``"cpu"`` or ``"reference"``.
+        ``"auto"``, ``"cpu"``, ``"triton"`` or ``"reference"``.
 
     Returns
     -------
     NearestRows
-        Bits do not depend on the number of threads. Memory beside it: about 6 MB a thread.
+        Bits do not depend on the number of threads, nor on the run. Memory beside it: about 6 MB a thread; on a GPU as
+        much as the rows.
 
     Raises
     ------
     ValueError, TypeError
         Shapes, dtypes or devices that do not fit, named.
     BackendError
-        No backend takes the inputs: there is no kernel for GPUs yet.
+        No backend takes the inputs.
 
     Examples
     --------
@@ -83,11 +85,13 @@ def cosine_topk(
     cu_x, cu_y = check_rows(x, y, packing)
     check_count("k", k, 2**31 - 1, "rows cannot be found")
     tensors = {"x": x} if y is None else {"x": x, "y": y}
-    if choose("cosine_topk", backend, **tensors) == "reference":
+    chosen = choose("cosine_topk", backend, **tensors)
+    if chosen == "reference":
         exact, indices, zeros = reference.cosine_topk(x, k, y, packing=packing)
         values = exact.float()
     else:
-        values, indices, zeros = torch.ops.scfast.cosine_topk(x, y, cu_x, cu_y, k)
+        run = _triton.runner("cosine_topk", chosen, x, _triton_impl)
+        values, indices, zeros = run(x, y, cu_x, cu_y, k)
     return NearestRows(values, indices, zeros[0] if packing is None else zeros)
 
 
@@ -96,6 +100,17 @@ def _cpu_impl(*args: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     rows = Rows(*given)
     values, indices = _allocate(given[0], k)
     _kernels.cosine_topk(rows.kernel, k, _cpu.pointer(values), _cpu.pointer(indices))
+    return values, indices, rows.zeros
+
+
+def _triton_impl(*args: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    from scfast.ops._cosine_triton import PreparedRows
+
+    *given, k = args
+    rows = PreparedRows(*given)
+    values, indices = _allocate(given[0], k)
+    with rows.device():
+        rows.kernel("cosine_topk").launch(rows.walk, rows.work_list, values, indices)
     return values, indices, rows.zeros
 
 
@@ -111,4 +126,5 @@ def _fake(
 
 
 LIBRARY.impl("cosine_topk", _cpu_impl, "CPU")
+LIBRARY.impl("cosine_topk", _triton_impl, "CUDA")
 torch.library.register_fake("scfast::cosine_topk", _fake, lib=LIBRARY)
