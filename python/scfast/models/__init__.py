@@ -28,6 +28,7 @@ _REGISTRY = {
     "geneformer": "scfast.models.geneformer",
     "hf": "scfast.models.hf",
     "scgpt": "scfast.models.scgpt",
+    "uce": "scfast.models.uce",
 }
 
 #: Names of this package -> modules that import scfast.attention; found when they are first used.

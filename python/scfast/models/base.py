@@ -266,6 +266,9 @@ class AttentionSource(abc.ABC):
         Where the weights are, and the model runs.
     prepared
         Tokens of all cells of the data, in their order, where they were made beforehand; else None.
+    cells_together
+        So many cells in a row of the data are tokenised together, because each one's tokens depend on the others; 1
+        for almost all models.
     """
 
     name: str
@@ -280,6 +283,12 @@ class AttentionSource(abc.ABC):
     dtype: torch.dtype
     device: torch.device
     prepared: Tokens | None = None
+    cells_together: int = 1
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Options of the model on which results depend, for the record of a run."""
+        return {}
 
     @abc.abstractmethod
     def tokenize(

@@ -49,6 +49,7 @@ class ModelPair(AttentionSource):
         self.default_readout, self.cls_position = first.default_readout, first.cls_position
         self.dtype, self.device = first.dtype, first.device
         self.prepared = first.prepared
+        self.cells_together = first.cells_together
 
     def tokenize(
         self, counts: sparse.csr_matrix, var: pd.DataFrame, n_counts: np.ndarray | None = None

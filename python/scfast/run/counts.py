@@ -50,18 +50,29 @@ class Counts:
     def tokenize(self, source: AttentionSource, rows: np.ndarray) -> tuple[sparse.csr_matrix, Tokens]:
         """Counts and tokens of some cells, without a warning per block about values that were looked at as a whole.
 
+        Where a model's cells are tokenised together, those beside them in the data are too, whichever are asked for.
+
         Raises
         ------
         ValueError
             When tokens that were made beforehand are of another number of cells.
         """
-        block, totals = self.take(rows)
+        rows, together = np.asarray(rows, dtype=np.int64), source.cells_together
         if source.prepared is not None:
             if source.prepared.n_cells != self.n_cells:
                 raise ValueError(
                     f"{source.name} holds tokens of {source.prepared.n_cells} cells, but the data have {self.n_cells}"
                 )
-            return block, source.prepared.select(rows)
+            return self.take(rows)[0], source.prepared.select(rows)
+        every = rows
+        if together > 1:
+            every = (np.unique(rows // together)[:, None] * together + np.arange(together)).ravel()
+            every = every[every < self.n_cells]
+        block, totals = self.take(every)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*recover_counts", category=UserWarning)
-            return block, source.tokenize(block, self.var, totals)
+            tokens = source.tokenize(block, self.var, totals)
+        if together == 1:
+            return block, tokens
+        places = np.searchsorted(every, rows)
+        return block[places], tokens.select(places)

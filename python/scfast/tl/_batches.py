@@ -118,7 +118,11 @@ class Batches:
             "n_heads": self.source.n_heads,
             "backend": self.how.backend,
             "plan": plan.conditions() | {"hash": plan.hash},
-            **given(memory=self.how.memory, genes=self.source.gene_report(self.counts.var)),
+            **given(
+                memory=self.how.memory,
+                genes=self.source.gene_report(self.counts.var),
+                model_settings=self.source.settings or None,
+            ),
         }
 
 
