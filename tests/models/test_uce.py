@@ -177,7 +177,7 @@ def real(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, u
 @pytest.mark.parametrize("masking", ["strict", "published"])
 def test_plain_torch_on_real_cells(real: tuple[Any, uce_files.Written], masking: str) -> None:
     adata, written = real
-    options = {**written.options, "sample_size": 300, "masking": masking, "batch_size": 4}
+    options = {**written.options, "sample_size": 60, "masking": masking, "batch_size": 4}
     source = load("uce", written.folder, **options)
     assert isinstance(source, UceSource)
     tokens = source.tokenize(adata.X, adata.var)
@@ -201,7 +201,7 @@ def test_plain_torch_on_real_cells(real: tuple[Any, uce_files.Written], masking:
             checked.append(cell)
     written.model.float()
     assert checked == list(range(6))
-    assert len(set(lengths)) > 1 if masking == "strict" else lengths[0] == lengths[3] != lengths[4]
+    assert bool((tokens.kind == 3).any()) == (masking == "published")
 
 
 def test_strict_results_do_not_depend_on_the_batch(golden: Any, golden_source: UceSource) -> None:

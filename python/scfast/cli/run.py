@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,12 @@ from scfast.cli.keeping import ROWS_LEFT_OUT, Keeping, keeping_options
 @click.command("run")
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("--model", required=True, help="KIND:FOLDER, such as geneformer:models/V2-104M.")
+@click.option(
+    "--model-option",
+    "model_options",
+    multiple=True,
+    help="NAME=VALUE: how models are loaded, such as species=mouse.  [scfast.models.load]",
+)
 @click.option(
     "--analysis",
     type=click.Choice(list(ANALYSES)),
@@ -89,6 +96,7 @@ from scfast.cli.keeping import ROWS_LEFT_OUT, Keeping, keeping_options
 def command(
     data: Path,
     model: str,
+    model_options: tuple[str, ...],
     analysis: str,
     out: Path,
     counts_layer: str | None,
@@ -126,6 +134,7 @@ def command(
       scfast run cells.h5ad --model geneformer:my_model --analysis similarity --genes markers.txt -o results
       scfast run cells.h5ad --model geneformer:my_model --analysis layers_report --labels cell_type -o results
       scfast run cells.h5ad --model geneformer:my_model --analysis embed -o results
+      scfast run cells.h5ad --model uce:UCE --model-option species=mouse --model-option seed=1 -o results
       scfast run cells.h5ad --model geneformer:my_model --device cuda:1 --memory 20GB -o results
       scfast run atlas.h5ad --model geneformer:my_model --workers 4 -o results
       scfast run atlas.h5ad --model geneformer:my_model --part $SLURM_ARRAY_TASK_ID/16 -o results
@@ -153,6 +162,7 @@ def command(
     where = default_device() if device is None else resolve_device(device)
     wanted = [parse_model("--model", model), *(parse_model("--against", text) for text in options["against"])]
     check_models(analysis, len(wanted))
+    loading = parse_model_options(model_options)
     adata = load(data, stream=stream, counts_layer=counts_layer)
     counts_layer = None if stream else counts_layer
     for option in ("groupby", "replicate_key"):
@@ -160,7 +170,11 @@ def command(
             flag = f"--{option.replace('_', '-')} {options[option]}"
             raise KeyError(f"{flag} is no column of obs; there are {', '.join(adata.obs.columns)}")
     sources = dict(
-        zip(_called(wanted), (models.load(kind, folder).to(where) for kind, folder in wanted), strict=True)
+        zip(
+            _called(wanted),
+            (models.load(kind, folder, **loading).to(where) for kind, folder in wanted),
+            strict=True,
+        )
     )
     source, groupby = next(iter(sources.values())), options["groupby"]
     groups = f"{adata.obs[groupby].nunique()} groups of {groupby}" if groupby else "all cells as one group"
@@ -294,3 +308,23 @@ def parse_model(option: str, text: str) -> tuple[str, str]:
     if not kind or not folder:
         raise ValueError(f"{option} {text} must be KIND:FOLDER, such as geneformer:models/V2-104M")
     return kind, folder
+
+
+def parse_model_options(texts: Sequence[str]) -> dict[str, str | int | float]:
+    """The values of ``--model-option``; what reads as a number is one.
+
+    Examples
+    --------
+    >>> parse_model_options(["species=mouse", "seed=3"])
+    {'species': 'mouse', 'seed': 3}
+    """
+    options: dict[str, str | int | float] = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        if not name.isidentifier() or not value:
+            raise ValueError(f"--model-option {text} must be NAME=VALUE, such as species=mouse")
+        if re.fullmatch(r"-?\d+", value):
+            options[name] = int(value)
+        else:
+            options[name] = float(value) if re.fullmatch(r"-?\d*\.\d+", value) else value
+    return options

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +75,20 @@ def load(name: str, folder: str | Path, **options: Any) -> AttentionSource:
     ------
     ValueError
         When the name is unknown.
+    TypeError
+        When that kind of model has no such option.
     FileNotFoundError
         When a file that the model needs is missing; the message lists what was looked for.
     """
     if name not in _REGISTRY:
         raise ValueError(f"there is no model {name!r}; scfast.models.load knows {', '.join(names())}")
     loader = import_module(_REGISTRY[name]).load
+    taken = signature(loader).parameters
+    if (
+        unknown := []
+        if any(p.kind is p.VAR_KEYWORD for p in taken.values())
+        else options.keys() - taken.keys()
+    ):
+        raise TypeError(f"{name} has no option {min(unknown)!r}; it has {', '.join(list(taken)[1:])}")
     source: AttentionSource = loader(Path(folder), **options)
     return source

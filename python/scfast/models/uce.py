@@ -14,8 +14,8 @@ from scipy import sparse
 from scfast.models import checkpoint, uce_files, uce_tokens
 from scfast.models.base import TokenBytes, TokenKind, Tokens
 from scfast.models.cards import Card, Shape
-from scfast.models.counts import as_csr
-from scfast.models.dictionaries import Table, read_table
+from scfast.models.counts import as_csr, check_counts
+from scfast.models.dictionaries import Table, read_names
 from scfast.models.gene_ids import COLUMNS
 from scfast.models.packed import PackedSource
 from scfast.models.uce_encoder import TABLE, UceEncoder, UceShape
@@ -159,7 +159,7 @@ def load(
         masking=masking,
         seed=seed,
         batch_size=batch_size,
-        gene_names={} if gene_names is None else _names(gene_names),
+        gene_names={} if gene_names is None else read_names(gene_names),
     )
 
 
@@ -255,9 +255,8 @@ class UceSource(PackedSource):
         ValueError
             When no gene is in the vocabulary, a count is negative or not finite, or shapes do not agree.
         """
-        counts = as_csr(counts, var)
-        if counts.nnz and not (np.isfinite(counts.data).all() and counts.data.min() >= 0):
-            raise ValueError("counts hold negative, nan or infinite values; raw counts are needed")
+        counts = as_csr(counts, var, "sentences")
+        check_counts(counts, var)
         gene = self.match(var).gene
         columns = np.flatnonzero(gene >= 0)
         genes = self.species_genes.genes.take(gene[columns])
@@ -337,8 +336,3 @@ def _packed(
         lost_vocabulary=torch.from_numpy(unknown),
         lost_truncation=torch.from_numpy(undrawn),
     )
-
-
-def _names(table: Table) -> dict[str, str]:
-    names = read_table(table) if isinstance(table, str | Path) else table
-    return {str(symbol): str(gene) for symbol, gene in names.items()}
