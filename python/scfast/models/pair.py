@@ -51,6 +51,12 @@ class ModelPair(AttentionSource):
         self.prepared = first.prepared
         self.cells_together = first.cells_together
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Those of both models, where they have any."""
+        both = {"first": self.first.settings, "second": self.second.settings}
+        return both if any(both.values()) else {}
+
     def tokenize(
         self, counts: sparse.csr_matrix, var: pd.DataFrame, n_counts: np.ndarray | None = None
     ) -> Tokens:
