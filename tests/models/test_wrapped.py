@@ -257,6 +257,10 @@ def test_refusals_name_what_is_wrong() -> None:
     dropping.encoder.layers[0].self_attn.train()
     with pytest.raises(NotImplementedError, match="dropout"):
         forward(dropping)
+    decoder = nn.TransformerDecoder(nn.TransformerDecoderLayer(WIDTH, 4, 48, batch_first=True), 1).eval()
+    memory = torch.randn(4, 5, WIDTH)
+    with pytest.raises(NotImplementedError, match="cross-attention"):
+        forward(decoder, lambda m, b: m(torch.randn(4, 12, WIDTH), memory, tgt_key_padding_mask=b.pads))
     source = wrap(model, call=run_encoder, max_tokens=8)
     with pytest.raises(ValueError, match=r"target='gene:A' cannot be found .*it names no classes"):
         source.check_target(Target("gene", "A"))
