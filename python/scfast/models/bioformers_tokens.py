@@ -60,7 +60,7 @@ class Binning:
             binning = cls(**config)
             binning.bins(sparse.csr_matrix((0, 0)), np.zeros(0))
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{origin}: binning={dict(config)} cannot be read: {error}") from None
+            raise ValueError(f"{origin}: binning={config!r} cannot be read: {error}") from None
         return binning
 
     @property
