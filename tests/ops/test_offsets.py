@@ -16,7 +16,12 @@ from scfast.ops import (
     attention_matmul,
     attention_rowstats,
     attention_topk,
+    cosine_histogram,
+    cosine_matrix,
+    cosine_threshold,
+    cosine_topk,
 )
+from tests.ops.cosine_rows import make_rows
 from tests.ops.helpers import Case, make_case
 
 #: Tokens this far apart: the third lies past 2**31 elements.
@@ -28,10 +33,10 @@ TOKENS, HEADS, DIM = 3, 3, 8
 
 @pytest.fixture
 def sparse_memory() -> torch.Tensor:
-    """float16, over 2**31 elements: address space without memory behind it."""
+    """float16, over 2**31 elements even as float32: address space without memory behind it."""
     if sys.platform != "linux":
         pytest.skip("elsewhere a mapping may take memory before it is touched")
-    size = 2 * (STRIDE * TOKENS + 4096)
+    size = 4 * (STRIDE * TOKENS + 4096)
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
     return torch.frombuffer(mmap.mmap(-1, size, flags=flags), dtype=torch.float16)
 
@@ -65,3 +70,23 @@ def results(case: Case) -> list[torch.Tensor]:
     products = attention_compare(case.q, case.k, case.q, case.k, case.packing)
     strongest = attention_topk(case.q, case.k, case.packing, 2)
     return [*full, sums, product, *rows, *products, *strongest]
+
+
+def test_rows_past_two_to_the_thirty_one(sparse_memory: torch.Tensor, isa: str) -> None:
+    """Of x, of y, and of the similarities."""
+    x, y = make_rows(TOKENS, TOKENS, DIM, torch.float16)
+    far_x, far_y = (
+        sparse_memory.as_strided(rows.shape, (STRIDE, 1), 100 * n).copy_(rows)
+        for n, rows in enumerate((x, y))
+    )
+    out = sparse_memory.view(torch.float32).as_strided((TOKENS, TOKENS), (STRIDE, 1), 200)
+    for others, far in ((None, None), (y, far_y)):
+        found = (
+            *cosine_histogram(far_x, far),
+            *cosine_threshold(far_x, -1.0, far),
+            *cosine_topk(far_x, 2, far),
+        )
+        same = (*cosine_histogram(x, others), *cosine_threshold(x, -1.0, others), *cosine_topk(x, 2, others))
+        for ours, theirs in zip(found, same, strict=True):
+            assert torch.equal(ours, theirs)
+        assert torch.equal(cosine_matrix(far_x, far, out=out), cosine_matrix(x, others))
