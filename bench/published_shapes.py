@@ -12,6 +12,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -20,14 +21,17 @@ import torch
 from machine import RESULTS, cores, describe
 from scfast import Packing
 from scfast.attention import Recorder
-from scfast.models import AttentionSource, Tokens
+from scfast.models import AttentionSource, Tokens, torch_layers
 from scfast.models.scgpt import ScgptSource, genes_of
 from scfast.models.scgpt_tokens import Rules
 from scfast.models.scgpt_weights import ScgptNetwork, ScgptShape
+from scfast.models.uce import UceSource
+from scfast.models.uce_encoder import UceEncoder, UceShape
+from scfast.models.uce_table import TokenTable
 from scfast.observables import Rollout
 
-#: Tokens of each cell: at full length, and two ragged ones.
-LENGTHS = {"scGPT, whole-human": (1200, 1200, 911, 640)}
+#: Tokens of each cell: scGPT's at full length and two ragged ones; UCE's are 1,024 genes and some chromosomes.
+LENGTHS = {"scGPT, whole-human": (1200, 1200, 911, 640), "UCE, 4 layers": (1070, 1066)}
 
 
 class Case(NamedTuple):
@@ -48,7 +52,21 @@ def scgpt() -> Case:
     return Case(source, tokens, encoder(12, 8, 512, 512))
 
 
-CASES: dict[str, Callable[[], Case]] = {"scGPT, whole-human": scgpt}
+def uce() -> Case:
+    """4 layers of 20 heads, 1280 wide, feed-forward part 5120 wide, protein vectors of 5120."""
+    shape = UceShape(n_layers=4, n_heads=20, hidden=1280, intermediate=5120, token_dim=5120, output=1280)
+    tensors = torch_layers.initialised(shape.weights(), torch.Generator().manual_seed(0))
+    tensors["pos_encoder.pe"] = torch.zeros(shape.positions, 1, shape.hidden)
+    table = TokenTable((torch.randn(2000, shape.token_dim),))
+    genes = SimpleNamespace(symbols=[])  # cells come as tokens here
+    source = UceSource(
+        "4 layers", UceEncoder(shape, tensors, table), "human", genes, None, masking="strict", seed=0, batch_size=1,
+        gene_names={},
+    )  # fmt: skip
+    return Case(source, cells(LENGTHS["UCE, 4 layers"], 2000), encoder(4, 20, 1280, 5120))
+
+
+CASES: dict[str, Callable[[], Case]] = {"scGPT, whole-human": scgpt, "UCE, 4 layers": uce}
 
 
 def cells(lengths: tuple[int, ...], vocabulary: int) -> Tokens:
