@@ -8,6 +8,7 @@ from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import torch
 
 #: Query rows per unit of work. A partial sum belongs to one unit and units are added in order, so results
@@ -76,22 +77,25 @@ class Packing:
             raise ValueError(
                 f"lengths_k has {len(keys)} cells and lengths has {len(queries)}: give one of each per cell"
             )
-        offsets = [k - q for q, k in zip(queries, keys, strict=True)]
+        n_q, n_k = np.array(queries, dtype=np.int64), np.array(keys, dtype=np.int64)
+        offsets = n_k - n_q
         if causal_offset is not None:
-            offsets = [int(offset) for offset in causal_offset]
+            offsets = np.array([int(offset) for offset in causal_offset], dtype=np.int64)
             if len(offsets) != len(queries):
                 raise ValueError(f"causal_offset has {len(offsets)} entries for {len(queries)} cells")
-        longest_first = sorted(range(len(queries)), key=lambda cell: -queries[cell] * max(keys[cell], 1))
-        work = [(cell, row) for cell in longest_first for row in range(0, queries[cell], ROWS_PER_UNIT)]
+        longest_first = np.argsort(-n_q * np.maximum(n_k, 1), kind="stable")
+        units = -(-n_q[longest_first] // ROWS_PER_UNIT)
+        first = np.arange(units.sum()) - np.repeat(np.cumsum(units) - units, units)
+        work = np.stack([np.repeat(longest_first, units), first * ROWS_PER_UNIT], axis=-1)
 
-        def index(values: Sequence[object]) -> torch.Tensor:
-            return torch.tensor(values, dtype=torch.int32, device=device)
+        def index(values: np.ndarray) -> torch.Tensor:
+            return torch.from_numpy(values.astype(np.int32)).to(device)
 
-        cu_seqlens_q = index([0, *accumulate(queries)])
+        cu_seqlens_q = index(np.concatenate([[0], np.cumsum(n_q)]))
         return cls(
             cu_seqlens_q=cu_seqlens_q,
-            cu_seqlens_k=cu_seqlens_q if lengths_k is None else index([0, *accumulate(keys)]),
-            work=index(work).reshape(-1, 2),
+            cu_seqlens_k=cu_seqlens_q if lengths_k is None else index(np.concatenate([[0], np.cumsum(n_k)])),
+            work=index(work),
             causal_offset=index(offsets),
             lengths_q=queries,
             lengths_k=keys,
@@ -181,8 +185,8 @@ class Packing:
 
 
 def _as_lengths(lengths: Sequence[int] | torch.Tensor, name: str) -> tuple[int, ...]:
-    values = tuple(int(n) for n in (lengths.tolist() if isinstance(lengths, torch.Tensor) else lengths))
-    if any(n < 0 for n in values):
+    values = tuple(map(int, lengths.tolist() if isinstance(lengths, (torch.Tensor, np.ndarray)) else lengths))
+    if min(values, default=0) < 0:
         raise ValueError(
             f"{name} must not be negative; got {min(values)} for cell {values.index(min(values))}"
         )

@@ -269,6 +269,8 @@ class AttentionSource(abc.ABC):
     cells_together
         So many cells in a row of the data are tokenised together, because each one's tokens depend on the others; 1
         for almost all models.
+    distinct_genes
+        Whether no gene has two tokens in a cell, so that nobody needs to look.
     """
 
     name: str
@@ -284,6 +286,7 @@ class AttentionSource(abc.ABC):
     device: torch.device
     prepared: Tokens | None = None
     cells_together: int = 1
+    distinct_genes: bool = False
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -206,6 +206,8 @@ class BioformersSource(PackedSource):
         Tokens of a block where it runs :meth:`in_blocks`, else None.
     """
 
+    distinct_genes = True
+
     default_readout = "cls"
 
     def __init__(

@@ -162,6 +162,8 @@ class GeneformerSource(PackedSource):
         Tokens of a block where it runs :meth:`in_blocks`, else None.
     """
 
+    distinct_genes = True
+
     def __init__(
         self,
         name: str,

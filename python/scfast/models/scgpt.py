@@ -136,6 +136,8 @@ class ScgptSource(PackedSource):
         Tokens of a block where it runs :meth:`in_blocks`, else None.
     """
 
+    distinct_genes = True
+
     default_readout = "cls"
     cls_position = 0
 

@@ -74,19 +74,39 @@ def survey(
         rows = np.arange(start, min(start + step, n_cells))
         _, tokens = counts.tokenize(source, rows)
         lengths[rows] = tokens.lengths
-        cell = np.repeat(rows, tokens.lengths)
-        column = tokens.gene_index.numpy()
-        digest.update(column.tobytes())
+        column, here = tokens.gene_index.numpy(), lengths[rows]
+        digest.update(_marks(column, tokens.positions.numpy(), here).tobytes())
         is_gene = (tokens.kind.numpy() == TokenKind.GENE) & (column >= 0)
-        np.add.at(gene_tokens, cell[is_gene], 1)
-        if not repeats:
-            pairs = np.sort(cell[is_gene] * np.int64(counts.var.shape[0]) + column[is_gene])
+        gene_tokens[rows] = here - _per_cell(~is_gene, here)
+        if not (repeats or source.distinct_genes):
+            cell = np.repeat(rows, here)[is_gene]
+            pairs = np.sort(cell * np.int64(counts.var.shape[0]) + column[is_gene])
             repeats = bool((pairs[1:] == pairs[:-1]).any())
         if gene is not None:
-            holds[cell[is_gene & np.isin(column, gene)]] = True
+            holds[rows] = _per_cell(is_gene & np.isin(column, gene), here) > 0
     digest.update(lengths.tobytes())
     kept = tokens if n_cells <= step else None
     return TokenSurvey(lengths, gene_tokens, holds, kept, digest.hexdigest(), repeats)
+
+
+def _per_cell(which: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """int64 [cells]: how many of each cell's tokens are among ``which``, bool [T]; few are, mostly."""
+    cell = np.searchsorted(np.cumsum(lengths), np.flatnonzero(which), side="right")
+    return np.bincount(cell, minlength=len(lengths))
+
+
+def _marks(columns: np.ndarray, positions: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """int64 [cells]: a number for the sequence of columns in each cell, by a sum of products with random numbers.
+
+    Two sequences of one length have the same number once in 2^63; several times as fast as a digest of the sequences.
+    """
+    random = np.random.default_rng(0).integers(-(2**63), 2**63, size=int(lengths.max(initial=0)))
+    products = random[positions]
+    products *= columns  # both wrap
+    marks, full = np.zeros(len(lengths), dtype=np.int64), np.flatnonzero(lengths)
+    if len(full):
+        marks[full] = np.add.reduceat(products, (np.cumsum(lengths) - lengths)[full])
+    return marks
 
 
 class Results(dict[str, Any]):

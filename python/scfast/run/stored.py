@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,8 @@ _LOOKED_AT = 2**14
 class StoredCounts(Counts):
     """Counts in a CSR group of an h5ad or zarr file: a few blocks of rows are in memory at a time.
 
+    While a block is worked on, a thread reads the next one.
+
     What is wrong with the file is an error that names it: before anything runs where the row pointers show it, else
     when the block that holds it is read.
 
@@ -36,6 +39,10 @@ class StoredCounts(Counts):
     block_cells: int = BLOCK_CELLS
     _indptr: np.ndarray = field(init=False, repr=False)
     _blocks: OrderedDict[int, sparse.csr_matrix] = field(init=False, repr=False, default_factory=OrderedDict)
+    _coming: dict[int, Future[sparse.csr_matrix]] = field(init=False, repr=False, default_factory=dict)
+    _reader: ThreadPoolExecutor = field(
+        init=False, repr=False, default_factory=lambda: ThreadPoolExecutor(1, "scfast-reader")
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_indptr", self._row_pointers())
@@ -97,6 +104,14 @@ class StoredCounts(Counts):
             When a block holds columns that there are not, or values that are negative, nan or infinite.
         """
         rows = np.asarray(rows, dtype=np.int64)
+        totals = None if self.n_counts is None else self.n_counts[rows]
+        if (
+            len(rows)
+            and rows[-1] // self.block_cells == rows[0] // self.block_cells
+            and (np.diff(rows) == 1).all()
+        ):
+            block, at = self._block(int(rows[0]) // self.block_cells, 1), int(rows[0]) % self.block_cells
+            return _run_of_rows(block, at, at + len(rows)), totals
         number = rows // self.block_cells
         wanted = np.unique(number)
         parts = [
@@ -109,9 +124,7 @@ class StoredCounts(Counts):
             back = np.empty_like(order)
             back[order] = np.arange(len(order))
             taken = taken[back]
-        return taken if len(parts) else self._no_rows(), None if self.n_counts is None else self.n_counts[
-            rows
-        ]
+        return taken if len(parts) else self._no_rows(), totals
 
     def _no_rows(self) -> sparse.csr_matrix:
         return sparse.csr_matrix((0, self.matrix.shape[1]), dtype=self._group["data"].dtype)
@@ -120,12 +133,20 @@ class StoredCounts(Counts):
         """A block of rows; ``together`` of them, and the one before, stay."""
         block = self._blocks.get(number)
         if block is None:
-            block = self._read(number * self.block_cells, min((number + 1) * self.block_cells, self.n_cells))
+            coming = self._coming.pop(number, None)
+            block = self._read_block(number) if coming is None else coming.result()
             self._blocks[number] = block
+            following = number + 1
+            if following * self.block_cells < self.n_cells and following not in self._blocks:
+                self._coming.clear()  # who jumps about does not need what was to come
+                self._coming[following] = self._reader.submit(self._read_block, following)
         self._blocks.move_to_end(number)
         while len(self._blocks) > together + 1:
             self._blocks.popitem(last=False)
         return block
+
+    def _read_block(self, number: int) -> sparse.csr_matrix:
+        return self._read(number * self.block_cells, min((number + 1) * self.block_cells, self.n_cells))
 
     def _read(self, first: int, last: int) -> sparse.csr_matrix:
         start, stop = int(self._indptr[first]), int(self._indptr[last])
@@ -168,3 +189,12 @@ class StoredCounts(Counts):
             for at in (slice(0, _LOOKED_AT), slice(max(0, int(self._indptr[-1]) - _LOOKED_AT), None))
         ]
         return (self.matrix.shape, self._indptr, ends, self.var, self.n_counts)
+
+
+def _run_of_rows(block: sparse.csr_matrix, first: int, last: int) -> sparse.csr_matrix:
+    """Neighbouring rows without a copy of their values."""
+    start, stop = block.indptr[first], block.indptr[last]
+    arrays = block.data[start:stop], block.indices[start:stop], block.indptr[first : last + 1] - start
+    rows = sparse.csr_matrix(arrays, shape=(last - first, block.shape[1]), copy=False)
+    rows.has_canonical_format = True  # as the block is; SciPy would look at every column again
+    return rows
