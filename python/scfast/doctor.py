@@ -10,7 +10,7 @@ from typing import Any
 
 #: Packages that some feature uses, and which.
 OPTIONAL = {
-    "triton": "attention on GPUs",
+    "triton": "attention and cosine similarities on GPUs",
     "scanpy": "datasets.pbmc68k, the demo, tl.compare_de",
     "zarr": "reading .zarr",
     "scikit-learn": "probes",
