@@ -103,7 +103,7 @@ def test_confirmed_by_logistic_regression(adata):
     for fold in range(5):
         train, test = design.folds != fold, design.folds == fold
         centre, scale = states[train].mean(0), states[train].std(0)
-        fitted = LogisticRegression(C=0.1, max_iter=2000).fit(
+        fitted = LogisticRegression(C=1.0, max_iter=5000).fit(
             (states[train] - centre) / scale, design.codes[0, train]
         )
         predicted[test] = fitted.predict((states[test] - centre) / scale)

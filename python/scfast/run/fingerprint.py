@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from enum import Enum
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ def fingerprint(*objects: Any) -> str:
 
     Arrays are looked at in :data:`LOOKED_AT` places at most, so that a model of gigabytes takes no time: this tells
     apart what a user may mistake for one another, not what somebody has forged. Functions are taken by their name, and
-    objects with a method ``fingerprint_parts`` by what it returns.
+    objects with a method ``fingerprint_parts`` by what it returns. What an object remembers of its own attributes
+    (``cached_property``) is left out.
 
     Examples
     --------
@@ -73,7 +74,9 @@ def _add(update: Any, x: Any, above: list[int]) -> None:
     elif callable(x) and hasattr(x, "__qualname__"):
         update(f"{x.__module__}.{x.__qualname__}".encode())
     elif hasattr(x, "__dict__"):
-        _parts(update, [part for pair in sorted(vars(x).items()) for part in pair], x, above)
+        derived = [name for name in vars(x) if isinstance(getattr(type(x), name, None), cached_property)]
+        kept = [(name, vars(x)[name]) for name in sorted(vars(x)) if name not in derived]
+        _parts(update, [part for pair in kept for part in pair], x, above)
 
 
 def _parts(update: Any, parts: Any, whole: Any, above: list[int]) -> None:

@@ -17,7 +17,7 @@ from scfast.tl._logistic import fit_logistic, standardise
 Sums = StateSums | StateGram
 
 #: Inverse penalty of the confirming regression, on standardised states.
-CONFIRM_C = 0.1
+CONFIRM_C = 1.0
 
 
 @dataclass(frozen=True, eq=False)
