@@ -86,13 +86,18 @@ def legend(figure: Figure, panels: Sequence[Axes], names: Sequence[str] | None =
 
 
 def finish(panel: Axes, own: bool, show: bool | None, save: str | Path | None) -> None:
-    """Write and show the figure, where that was asked for; ``own``: it was made here."""
+    """Write and show the figure, where that was asked for; ``own``: it was made here.
+
+    One that was only to be written is closed, so that many can be: its axes can still be drawn on and written again.
+    """
     import matplotlib.pyplot as plt
 
     if save is not None:
         figure_of(panel).savefig(save, dpi=200, bbox_inches="tight")
     if show or (show is None and own and save is None and plt.isinteractive()):
         plt.show()
+    elif own and save is not None:
+        plt.close(figure_of(panel))
 
 
 def choose(known: Sequence[str], groups: Sequence[str] | str | None) -> list[str]:
