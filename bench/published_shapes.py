@@ -133,7 +133,8 @@ def main() -> None:
         )
     if options.write:
         file = RESULTS / describe()["name"] / "published_shapes.json"
-        file.write_text(json.dumps({"machine": describe(), "cases": found}, indent=1) + "\n")
+        result = {"op": "published_shapes", "machine": describe(), "cases": found}
+        file.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
