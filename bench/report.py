@@ -140,7 +140,7 @@ def end_to_end_table(result: dict[str, Any]) -> str:
         note = "" if found["scale"] == 1 else f" (from {found['cells']} cells, × {found['scale']:.3g})"
         if found.get("ours"):
             note += f" (another run, in which scfast took {duration(found['ours'])})"
-        share = "–" if plain is None else f"{found['seconds'] / plain:.2f}"
+        share = "–" if plain is None or found.get("ours") else f"{found['seconds'] / plain:.2f}"
         lines.append(
             [name + note, duration(found["seconds"]), share, size(found.get("peak_bytes")), worst(found)]
         )
