@@ -171,7 +171,7 @@ class Scatter:
             return
         seen = np.zeros(
             top, dtype=bool
-        )  # where places are dense, a table is ten times as fast as sorting them
+        )  # where places are dense, a table is four times as fast as sorting them
         seen[places] = True
         self._unique = np.flatnonzero(seen)
         number = np.cumsum(seen) - 1
