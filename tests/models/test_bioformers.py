@@ -175,7 +175,8 @@ def test_the_decoder_reads_the_cell_at_its_end() -> None:
     longer = recorder.batch["hidden_states"][-1][:5]
     cut = tokens.keep(np.arange(tokens.n_tokens) < 5)
     source.forward(cut, recorder)
-    torch.testing.assert_close(recorder.batch["hidden_states"][-1], longer, atol=1e-5, rtol=0)
+    # Equal to the bit where it was measured; products of other sizes may round otherwise.
+    torch.testing.assert_close(recorder.batch["hidden_states"][-1], longer, atol=1e-6, rtol=0)
 
 
 def test_analyses_run_on_it() -> None:
@@ -202,8 +203,9 @@ def test_the_target_is_the_bin_that_the_head_expects() -> None:
     target = source.check_target(Target("gene", "GENE3"), list(var.index))
     own = torch.nonzero(tokens.gene_index == 3)[:, 0]
     expected = source.network.bin_logits(states)[own].double().softmax(-1) @ torch.arange(11.0).double()
+    # 6e-7 apart as measured, of bins up to 10.
     torch.testing.assert_close(
-        source.target_values(target, tokens, states).double(), expected, atol=1e-5, rtol=0
+        source.target_values(target, tokens, states).double(), expected, atol=5e-6, rtol=0
     )
 
 

@@ -24,6 +24,7 @@ def test_every_kind_of_model_has_a_card() -> None:
     ("name", "maps", "kept"), [("V1-10M", 0.40, 0.025), ("V2-104M", 9.7, 0.30), ("V2-316M", 21.7, 0.68)]
 )
 def test_memory_is_that_of_the_shapes(name: str, maps: float, kept: float) -> None:
+    # The figures that stand above are rounded to two or three digits.
     shape = next(shape for shape in cards()["geneformer"].shapes if shape.name == name)
     assert shape.bytes_with_maps == pytest.approx(maps * 1e9, rel=0.02)
     assert shape.bytes_with_scfast == pytest.approx(kept * 1e9, rel=0.02)
