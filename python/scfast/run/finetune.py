@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.torch import load_file, save_file
 
 from scfast.models.dictionaries import Dictionaries
 from scfast.run.classifier import Classifier, Freeze, LabelledCells
+from scfast.run.early_stopping import EarlyStopping
 from scfast.run.scores import classification_scores, confusion_matrix, f1_scores
 from scfast.run.split import PARTS, TEST, TRAIN, VALIDATION
 from scfast.run.training import (
@@ -114,7 +114,9 @@ def finetune(
         class_weights=settings.class_weights,
         batch_tokens=settings.batch_tokens,
     )
-    stopping = _EarlyStopping(model, folder / "checkpoints" / "best.safetensors", settings.patience)
+    stopping = EarlyStopping(
+        model, folder / "checkpoints" / "best.safetensors", settings.patience, "validation_loss"
+    )
     log, _ = fit(
         model,
         adamw((p for p in model.parameters() if p.requires_grad), settings.lr, settings.weight_decay),
@@ -161,37 +163,6 @@ def _validation(classifier: Classifier, n_classes: int) -> dict[str, float]:
         "validation_accuracy": float(np.trace(confusion) / confusion.sum()),
         "validation_macro_f1": float(np.nanmean(f1_scores(confusion))),
     }
-
-
-class _EarlyStopping:
-    """Keeps the trained weights of the lowest validation loss, and says when to stop waiting for a lower one."""
-
-    def __init__(self, model: torch.nn.Module, file: Path, patience: int) -> None:
-        self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.file, self.patience = file, patience
-
-    def __call__(self, history: list[dict[str, float]]) -> bool:
-        best = self._best(history)
-        if best == len(history) - 1:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            part = self.file.with_suffix(".part")
-            save_file({name: p.detach().contiguous() for name, p in self.trained.items()}, part)
-            part.replace(self.file)
-        return len(history) - 1 - best >= self.patience
-
-    def best(self, history: list[dict[str, float]]) -> dict[str, float]:
-        """The entry of the lowest validation loss."""
-        return history[self._best(history)]
-
-    def restore(self) -> None:
-        """Put the kept weights back."""
-        with torch.no_grad():
-            for name, tensor in load_file(self.file).items():
-                self.trained[name].copy_(tensor)
-
-    @staticmethod
-    def _best(history: list[dict[str, float]]) -> int:
-        return int(np.argmin([entry["validation_loss"] for entry in history]))
 
 
 def _predictions(data: LabelledCells, logits: np.ndarray, classes: tuple[str, ...]) -> pd.DataFrame:
