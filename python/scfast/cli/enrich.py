@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from scfast.cli.console import Console, json_option
-from scfast.cli.run import parse_names
+from scfast.cli.parsing import parse_names
 
 #: Sets printed per group.
 SHOWN = 3
