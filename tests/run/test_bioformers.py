@@ -19,8 +19,9 @@ from scfast.models.base import TokenKind, Tokens
 from scfast.models.bioformers import BioformersSource, Inputs
 from scfast.models.bioformers_network import BioformersNetwork, BioformersShape
 from scfast.models.bioformers_tokens import Binning
-from scfast.run.bioformers import Trainable, settings_for, train
+from scfast.run.bioformers import Trainable, settings_for, split, train
 from scfast.run.masked_values import MaskedValues, bin_frequencies, mask_values, score
+from scfast.run.precision import autocast
 from tests.models.torch_bioformers import TorchBioformers
 
 N_GENES, N_BINS = 20, 6
@@ -194,6 +195,63 @@ def test_it_learns_what_other_genes_tell(tmp_path: Path, architecture: str) -> N
     assert not torch.equal(
         back.network.tensors["head.output.bias"], source.network.tensors["head.output.bias"]
     )
+
+
+def test_patience_keeps_the_best_weights(tmp_path: Path) -> None:
+    """A rate that breaks what was learnt: the best evaluation lies before the last."""
+    source = source_of()
+    cells = cells_of(source)
+    settings = settings_for(source, **options(steps=40, lr=1.0, patience=3))
+    log = train(source, cells, tmp_path / "whole", settings)
+    losses = [entry["held_out_loss"] for entry in log["history"]]
+    assert log["best"]["held_out_loss"] == min(losses)
+    assert len(losses) == int(np.argmin(losses)) + 4
+    assert not train(source, cells, tmp_path / "killed", settings, stop_after=2)["finished"]
+    train(source, cells, tmp_path / "killed", settings)
+    weights = [(tmp_path / run / "model.safetensors").read_bytes() for run in ("whole", "killed")]
+    assert weights[0] == weights[1]
+    until = options(steps=40, lr=1.0, patience=None)
+    kept = train(source, cells, tmp_path / "last", settings_for(source, **until))
+    assert "best" not in kept
+    assert len(kept["history"]) == 20
+
+
+def test_a_smaller_share_is_among_a_larger_one() -> None:
+    source = source_of()
+    cells = cells_of(source)
+    whole, held_out = split(cells, settings_for(source, **options()))
+    half, same = split(cells, settings_for(source, **options(train_share=0.5)))
+    assert (len(whole), len(half), len(held_out)) == (32, 16, 8)
+    assert set(half) < set(whole)
+    assert not set(whole) & set(held_out)
+    assert held_out.tolist() == same.tolist()
+
+
+@pytest.mark.parametrize("architecture", ["encoder", "decoder"])
+def test_products_in_bf16_and_weights_in_float32(tmp_path: Path, architecture: str) -> None:
+    """As close to float32 as torch's own modules are under autocast; and resumed to the bit."""
+    source = source_of(architecture=architecture)
+    cells, runs = cells_of(source), {}
+    batch = mask_values(cells, np.random.default_rng(0), rate=0.3, nonzero=0.5)
+    exact = Trainable(source.network)(batch)
+    with autocast("bf16", source.device):
+        ours = Trainable(source.network)(batch).float()
+        theirs = TorchBioformers(source.network)(batch.tokens)[-1][batch.chosen].float()
+    assert ours.dtype == exact.dtype
+    assert 0 < (ours - exact).abs().max() <= 2 * (theirs - exact).abs().max()
+    for precision in ("float32", "bf16"):
+        settings = settings_for(source, **options(precision=precision))
+        runs[precision] = train(source, cells, tmp_path / precision, settings)
+    losses = [[entry["train_loss"] for entry in log["history"]] for log in runs.values()]
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], abs=0.02)
+    train(source, cells, tmp_path / "killed", settings, stop_after=5)
+    train(source, cells, tmp_path / "killed", settings)
+    weights = [(tmp_path / run / "model.safetensors").read_bytes() for run in ("bf16", "killed")]
+    assert weights[0] == weights[1]
+    model = load("bioformers", tmp_path / "bf16")
+    assert isinstance(model, BioformersSource)
+    assert {tensor.dtype for tensor in model.network.tensors.values()} == {torch.float32}
 
 
 def test_too_few_cells_are_named(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def command() -> None:
     "-o", "--output", "folder", type=click.Path(path_type=Path), required=True, help="Folder of the model."
 )
 @click.option(
-    "--preset", default="small", show_default=True, help="Size: small, or paper (8 layers, width 512)."
+    "--preset", default="small", show_default=True, help="Size: tiny, small, or paper (8 layers, width 512)."
 )
 @click.option("--genes", default="hvg:1000", show_default=True, help="Input genes: hvg:N or all.")
 @click.option("--binning", default="value", show_default=True, help="value, segment or quantile.")
@@ -45,6 +45,13 @@ def command() -> None:
 @click.option("--lr", type=float, help="Largest learning rate.  [default: the preset's]")
 @click.option("--warmup", default=2000, show_default=True, help="Steps of warm-up, at most a tenth of all.")
 @click.option("--held-out", default=0.1, show_default=True, help="Share of the cells never trained on.")
+@click.option(
+    "--patience", type=int, help="Stop after so many evaluations without a lower loss; keep the best."
+)
+@click.option(
+    "--precision", default="auto", show_default=True, help="float32, bf16, or auto: bf16 where it is fast."
+)
+@click.option("--device", help="cpu, cuda or cuda:N.  [default: the GPU where there is one]")
 @click.option("--seed", default=0, show_default=True)
 @click.option(
     "--restart", is_flag=True, help="Start again where a run was killed or finished, instead of resuming."
@@ -70,6 +77,9 @@ def bioformers(
     lr: float | None,
     warmup: int,
     held_out: float,
+    patience: int | None,
+    precision: str,
+    device: str | None,
     seed: int,
     restart: bool,
     as_json: bool | None,
@@ -121,10 +131,13 @@ def bioformers(
         warmup=warmup,
         seed=seed,
         held_out=held_out,
+        patience=patience,
+        precision=precision,
+        device=device,
         resume=not restart,
         progress=lambda entry: console.event("progress", "  " + progress_line(entry), **{"training": entry}),
     )
-    last, baseline = log["history"][-1], log["baseline"]
+    last, baseline = log.get("best", log["history"][-1]), log["baseline"]
     exact, without = last.get("held_out_sensitivity", math.nan), baseline.get("sensitivity", math.nan)
     console.event(
         "done",

@@ -43,7 +43,7 @@ CARD = Card(
 )
 
 #: Layers, heads, width and width of the feed-forward part. ``paper`` has those of the paper.
-PRESETS = {"small": (4, 4, 128, 256), "paper": (8, 8, 512, 2048)}
+PRESETS = {"tiny": (2, 2, 64, 128), "small": (4, 4, 128, 256), "paper": (8, 8, 512, 2048)}
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def create(
     genes
         The vocabulary.
     preset
-        ``"small"`` (4 layers, 4 heads, width 128) or ``"paper"`` (8, 8, 512).
+        ``"tiny"`` (2 layers, 2 heads, width 64), ``"small"`` (4, 4, 128) or ``"paper"`` (8, 8, 512).
     binning
         How counts become values. Default: value binning to 30 bins, of counts as they are.
     architecture

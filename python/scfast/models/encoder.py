@@ -42,6 +42,11 @@ def _nobody(norm: str, x: torch.Tensor) -> None:
     """The report where nobody wants one."""
 
 
+def _added(x: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    """Their sum: in place of ``x`` where it has their dtype; under autocast x is bfloat16, and the sum is not."""
+    return x.add_(states) if x.dtype == states.dtype else x + states
+
+
 class Affine(NamedTuple):
     """Weight and bias of a linear map or a layer norm."""
 
@@ -214,8 +219,7 @@ class PackedEncoder:
         self, layer: Layer, out: torch.Tensor, states: torch.Tensor, report: Report
     ) -> torch.Tensor:
         """States [T, d] after the attention, whose heads gave ``out`` [T, H, D], and its norm."""
-        attended = functional.linear(out.flatten(1), *layer.output)
-        attended += states
+        attended = _added(functional.linear(out.flatten(1), *layer.output), states)
         report("attention", attended)
         return self._norm(attended, layer.attention_norm)
 
@@ -223,7 +227,7 @@ class PackedEncoder:
         """States [T, d] after the feed-forward part and its norm."""
         activation = ACTIVATIONS[self.activation]
         fed = functional.linear(activation(functional.linear(states, *layer.up)), *layer.down)
-        fed += states
+        fed = _added(fed, states)
         report("output", fed)
         return self._norm(fed, layer.output_norm)
 

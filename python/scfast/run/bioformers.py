@@ -18,8 +18,10 @@ from scfast.models.base import Tokens
 from scfast.models.bioformers import BioformersSource
 from scfast.models.bioformers_network import BioformersNetwork
 from scfast.run.checkpoint import write_atomically
+from scfast.run.early_stopping import EarlyStopping
 from scfast.run.masked_values import MaskedValues, bin_frequencies, mask_values, score
 from scfast.run.masking import random_batches
+from scfast.run.precision import autocast
 from scfast.run.training import (
     BASELINE,
     HELD_OUT,
@@ -52,7 +54,10 @@ class Settings:
 
     ``model`` is the content of the model's ``config.json`` and its sizes; ``mask`` the share of genes that are hidden,
     ``nonzero`` the share of these above 0; ``warmup`` a share of the steps; ``accumulate`` the parts that the cells of
-    a step go through the model in.
+    a step go through the model in; ``patience`` the evaluations without a lower held-out loss after which training ends
+    with the weights of the lowest, None: all steps, and the last weights; ``precision`` "float32" or "bf16";
+    ``train_share`` the share of the cells not held out that are trained on: those of a smaller share are among those of
+    a larger one.
     """
 
     model: dict[str, Any]
@@ -67,6 +72,9 @@ class Settings:
     accumulate: int = 1
     weight_decay: float = 0.01
     clip: float = 1.0
+    patience: int | None = None
+    precision: str = "float32"
+    train_share: float = 1.0
 
 
 class Trainable(torch.nn.Module):
@@ -124,7 +132,8 @@ def train(
     AdamW with linear warm-up and cosine decay, cross-entropy over bins. Held-out cells are scored under one fixed mask,
     half of it non-zero, beside each gene's bin frequencies under the masks of the training cells: the guess that sees
     no cell. Checkpoints are written at every evaluation; a run that was killed continues, and on the same machine
-    with the same thread count ends with the weights of an uninterrupted one.
+    with the same thread count ends with the weights of an uninterrupted one. It runs where the model is; weights and
+    moments are float32 in either precision.
 
     Parameters
     ----------
@@ -145,7 +154,8 @@ def train(
 
     Returns
     -------
-    The training log: ``settings``, ``data``, ``baseline`` and ``history`` (figures of :func:`score`), ``finished``.
+    The training log: ``settings``, ``data``, ``baseline`` and ``history`` (figures of :func:`score`), ``finished``, and
+    with patience ``best``, the entry of the history whose weights are kept.
 
     Raises
     ------
@@ -158,7 +168,7 @@ def train(
         remove_run(folder)
     if (finished := finished_log(folder, log)) is not None:
         return finished
-    train_cells, held_out_cells = _split(cells, settings)
+    train_cells, held_out_cells = (cells.select(rows) for rows in split(cells, settings))
     last_exact = source.inputs.binning.last_exact
     held_out = _masked_batches(held_out_cells, settings, HELD_OUT, 0, **HELD_OUT_MASK)
     targets = torch.cat([batch.targets for batch in held_out])
@@ -170,17 +180,26 @@ def train(
         "seconds": 0.0,
         "finished": False,
     }
-    model = Trainable(source.network)
+    model, device = Trainable(source.network), source.device
+    stopping = None
+    if settings.patience is not None:
+        best = folder / "checkpoints" / "best.safetensors"
+        stopping = EarlyStopping(model, best, settings.patience, "held_out_loss")
+
+    def logits(batch: MaskedValues) -> torch.Tensor:
+        with autocast(settings.precision, device):
+            return model(batch.to(device)).float()
 
     def loss(step: int, rows: np.ndarray) -> Iterator[torch.Tensor]:
         draws, parts = rng(settings.seed, MASKING, step), np.array_split(rows, settings.accumulate)
         batches = [_masked(train_cells.select(part), draws, settings) for part in parts if part.size]
         hidden = sum(len(batch.targets) for batch in batches)
-        return (cross_entropy(model(batch), batch.targets, reduction="sum") / hidden for batch in batches)
+        for batch in batches:
+            yield cross_entropy(logits(batch), batch.targets.to(device), reduction="sum") / hidden
 
     @torch.no_grad()
     def evaluate() -> dict[str, float]:
-        found = score([model(batch) for batch in held_out], targets, last_exact)
+        found = score([logits(batch).cpu() for batch in held_out], targets, last_exact)
         return {f"held_out_{name}": value for name, value in found.items()}
 
     log, ended = fit(
@@ -195,9 +214,13 @@ def train(
         every=max(1, settings.steps // EVALUATIONS),
         progress=progress,
         stop_after=stop_after,
+        enough=stopping,
     )
     if not ended:
         return log
+    if stopping is not None:
+        stopping.restore()
+        log["best"] = stopping.best(log["history"])
     write_atomically(folder / "metrics.csv", _csv(log["history"]))
     return finish(folder, log, model, write=lambda _, into: source.with_network(model.network()).save(into))
 
@@ -208,8 +231,8 @@ def _fingerprint(cells: Tokens) -> str:
     return fingerprint(np.array(cells.lengths), *(part.numpy() for part in parts))
 
 
-def _split(cells: Tokens, settings: Settings) -> tuple[Tokens, Tokens]:
-    """Training cells and held-out cells, of those that have genes."""
+def split(cells: Tokens, settings: Settings) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the training cells and of the held-out cells, of those that have genes."""
     usable = np.flatnonzero(np.array(cells.lengths) > 1)
     n_held_out = max(1, round(settings.held_out * usable.size))
     if usable.size - n_held_out < 1:
@@ -218,7 +241,8 @@ def _split(cells: Tokens, settings: Settings) -> tuple[Tokens, Tokens]:
             "give more cells, or check that the vocabulary holds the data's genes"
         )
     order = rng(settings.seed, SPLIT).permutation(usable)
-    return cells.select(np.sort(order[n_held_out:])), cells.select(np.sort(order[:n_held_out]))
+    n_train = max(1, round(settings.train_share * (usable.size - n_held_out)))
+    return np.sort(order[n_held_out : n_held_out + n_train]), np.sort(order[:n_held_out])
 
 
 def _masked(tokens: Tokens, draws: np.random.Generator, settings: Settings, **mask: float) -> MaskedValues:

@@ -67,6 +67,7 @@ def load(folder: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer)
             p.copy_(saved[name])
     moments = load_file(newest / "optimiser.safetensors")
     for name, p in parameters.items():
-        keys = [key for key in moments if key.rpartition(":")[0] == name]
-        optimiser.state[p] = {key.rpartition(":")[2]: moments[key] for key in keys}
+        own = {key.rpartition(":")[2]: x for key, x in moments.items() if key.rpartition(":")[0] == name}
+        # The count of steps is a scalar, which optimisers keep on the host.
+        optimiser.state[p] = {key: x.to(p.device) if x.dim() else x for key, x in own.items()}
     return json.loads((newest / "record.json").read_text())

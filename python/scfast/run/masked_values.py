@@ -30,6 +30,10 @@ class MaskedValues:
     chosen: torch.Tensor
     targets: torch.Tensor
 
+    def to(self, device: torch.device | str) -> MaskedValues:
+        """The same on ``device``."""
+        return MaskedValues(self.tokens.to(device), self.chosen.to(device), self.targets.to(device))
+
 
 def mask_values(
     tokens: Tokens, draws: np.random.Generator, *, rate: float, nonzero: float, behind: bool = False

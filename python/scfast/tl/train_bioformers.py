@@ -17,6 +17,8 @@ from scfast.models.counts import totals_of
 from scfast.packing import Packing
 from scfast.run import Counts
 from scfast.run import bioformers as training
+from scfast.run.device import default_device, resolve_device
+from scfast.run.precision import resolve_precision
 from scfast.run.training import steps_of_epochs
 from scfast.tl._inputs import check_share, get_counts
 from scfast.tl._tokens import token_blocks
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 #: Preset -> tokens per step, and largest learning rate; that of ``paper`` is the paper's.
-PRESETS = {"small": (8192, 1e-3), "paper": (16_384, 2e-4)}
+PRESETS = {"tiny": (2048, 2e-3), "small": (8192, 1e-3), "paper": (16_384, 2e-4)}
 #: The warm-up takes no larger share of the steps.
 LONGEST_WARMUP = 0.1
 
@@ -52,6 +54,10 @@ def train_bioformers(
     warmup: int = 2000,
     seed: int = 0,
     held_out: float = 0.1,
+    train_share: float = 1.0,
+    patience: int | None = None,
+    precision: str = "auto",
+    device: str | torch.device | None = None,
     resume: bool = True,
     progress: bool | Callable[[dict[str, float]], None] = True,
 ) -> dict[str, Any]:
@@ -67,7 +73,7 @@ def train_bioformers(
         Receives ``config.json``, ``vocab.json``, ``model.safetensors``, ``training_log.json`` and ``metrics.csv``;
         checkpoints while it trains.
     preset
-        ``"small"`` (4 layers, 4 heads, width 128) or ``"paper"`` (8, 8, 512).
+        ``"tiny"`` (2 layers, 2 heads, width 64), ``"small"`` (4, 4, 128) or ``"paper"`` (8, 8, 512).
     genes
         ``"hvg:N"``: the N genes whose log1p of counts, each cell scaled to the mean total, vary most. ``"all"``: those
         that any cell expresses. Or names of ``adata.var_names``. A cell has a token for each, expressed or not.
@@ -86,7 +92,8 @@ def train_bioformers(
     steps, epochs
         How long to train: optimiser steps, or passes over the cells. Default: 10 passes.
     batch_tokens, lr
-        Tokens per step, and the largest learning rate. Default: 8192 and 1e-3 (small), 16384 and 2e-4 (paper).
+        Tokens per step, and the largest learning rate. Default: 2048 and 2e-3 (tiny), 8192 and 1e-3 (small), 16384 and
+        2e-4 (paper).
     accumulate
         Parts that the cells of a step go through the model in: the same gradient, so much less memory.
     warmup
@@ -95,6 +102,16 @@ def train_bioformers(
         Of weights, split, order and masks.
     held_out
         Share of the cells that are never trained on.
+    train_share
+        Share of the other cells that are trained on: a smaller one's are among a larger one's.
+    patience
+        Evaluations, of which there are twenty over all steps, without a lower held-out loss after which training ends;
+        the weights of the lowest are kept. Default: all steps, and the last weights.
+    precision
+        ``"float32"``; ``"bf16"``: products and attention in bfloat16, weights in float32; ``"auto"``: bf16 where the
+        device has instructions for it.
+    device
+        ``"cpu"``, ``"cuda"`` or ``"cuda:N"``. Default: the GPU where there is one.
     resume
         Continue a run that was killed in ``folder``; a finished one is left as it is. False starts again.
     progress
@@ -103,10 +120,11 @@ def train_bioformers(
     Returns
     -------
     dict
-        The training log: ``settings``, ``history`` and ``baseline``. Held-out cells are scored under one fixed mask of
-        a tenth of the genes, half of them above 0: ``loss`` in nats per hidden gene, ``sensitivity`` (counts above 0 in
-        the exact bin), ``npv`` (guesses of 0 that are right) and, with value bins, ``hel_sensitivity`` (above the
-        cut-off, up to one bin). The baseline is each gene's own bin frequencies, which see no cell.
+        The training log: ``settings``, ``history``, ``baseline`` and, with ``patience``, ``best``, the entry that was
+        kept. Held-out cells are scored under one fixed mask of a tenth of the genes, half of them above 0: ``loss`` in
+        nats per hidden gene, ``sensitivity`` (counts above 0 in the exact bin), ``npv`` (guesses of 0 that are right)
+        and, with value bins, ``hel_sensitivity`` (above the cut-off, up to one bin). The baseline is each gene's own
+        bin frequencies, which see no cell.
 
     Raises
     ------
@@ -121,24 +139,28 @@ def train_bioformers(
     """
     for name, share in (("mask", mask), ("held_out", held_out)):
         check_share(name, share)
+    if not 0 < train_share <= 1:
+        raise ValueError(f"train_share must lie above 0, up to 1; got {train_share}")
     if not 0 <= nonzero <= 1:
         raise ValueError(f"nonzero must lie between 0 and 1; got {nonzero}")
     if steps is not None and epochs is not None:
         raise ValueError(f"give steps={steps} or epochs={epochs}, not both")
     given = {
         "steps": steps, "epochs": epochs, "batch_tokens": batch_tokens, "accumulate": accumulate, "lr": lr,
-        "warmup": warmup,
+        "warmup": warmup, "patience": patience,
     }  # fmt: skip
     for name, value in given.items():
         if value is not None and not value > 0:
             raise ValueError(f"{name} must be positive; got {value}")
+    where = default_device() if device is None else resolve_device(device)
+    precision = resolve_precision(precision, where)
     counts = get_counts(adata, counts_layer)
     totals = totals_of(sparse.csr_matrix(counts.matrix), counts.n_counts)
     target = float(totals.mean()) if normalise and binning == "value" else None
     source = create(
         _chosen(genes, counts, totals), preset=preset, binning=Binning(binning, n_bins, target=target),
         architecture=architecture, value_embedding=value_embedding, seed=seed,
-    )  # fmt: skip
+    ).to(where)  # fmt: skip
     cells = _tokens(source, counts)
     tokens_per_step, rate = PRESETS[preset]
     tokens_per_step, rate = batch_tokens or tokens_per_step, lr or rate
@@ -146,6 +168,7 @@ def train_bioformers(
     settings = training.settings_for(
         source, steps=steps, mask=mask, nonzero=nonzero, batch_tokens=tokens_per_step, lr=rate, seed=seed,
         held_out=held_out, warmup=min(warmup / steps, LONGEST_WARMUP), accumulate=accumulate,
+        patience=patience, precision=precision, train_share=train_share,
     )  # fmt: skip
     report = (lambda entry: print(progress_line(entry), flush=True)) if progress is True else progress
     return training.train(source, cells, Path(folder), settings, resume=resume, progress=report or None)
