@@ -65,7 +65,8 @@ class Tokens:
     values
         float32 [T], for models that embed a value beside the gene; else None.
     external
-        int64 [T], for models with an external (condition) token; else None.
+        int64 [T], for models with an external (condition) token; or [T, W] where tokens have up to W of them, -1 where
+        one has fewer; else None.
 
     Examples
     --------
@@ -100,7 +101,8 @@ class Tokens:
                 tensor = getattr(self, name)
                 if tensor is None and name in ("values", "external"):
                     continue
-                if tensor.dtype != dtype or tuple(tensor.shape) != (size,):
+                per_token = tensor[:, 0] if name == "external" and tensor.dim() == 2 else tensor
+                if tensor.dtype != dtype or tuple(per_token.shape) != (size,):
                     raise ValueError(
                         f"Tokens.{name} must be {dtype} of shape ({size},): the packing has {self.n_cells}"
                         f" cells, {self.n_tokens} tokens; got {tensor.dtype} of shape {tuple(tensor.shape)}"

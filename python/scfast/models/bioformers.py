@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +16,11 @@ from scipy import sparse
 
 from scfast.models import checkpoint, dictionaries
 from scfast.models.base import TokenBytes, TokenKind, Tokens
+from scfast.models.bioformers_conditions import OfCell, condition_rows, external_of, marked_ids
 from scfast.models.bioformers_network import BioformersNetwork, BioformersShape, shape_from_config
-from scfast.models.bioformers_tokens import CLS, Binning, tokens_of
+from scfast.models.bioformers_tokens import CLS, Binning, Inputs, tokens_of
 from scfast.models.cards import Card, Shape
 from scfast.models.counts import as_csr, totals_of
-from scfast.models.dictionaries import Dictionaries
 from scfast.models.gene_ids import GeneMatch, Matcher
 from scfast.models.packed import PackedSource
 from scfast.models.targets import gene_column
@@ -44,42 +44,6 @@ CARD = Card(
 
 #: Layers, heads, width and width of the feed-forward part. ``paper`` has those of the paper.
 PRESETS = {"tiny": (2, 2, 64, 128), "small": (4, 4, 128, 256), "paper": (8, 8, 512, 2048)}
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What a cell becomes before it is embedded.
-
-    Attributes
-    ----------
-    genes
-        Of the vocabulary, in order of their rows.
-    binning
-        How counts become values.
-    zero_genes
-        Whether genes that a cell lacks are tokens too.
-    max_tokens
-        Longest cell, <cls> included.
-    conditions
-        Names of the external tokens.
-    """
-
-    genes: tuple[str, ...]
-    binning: Binning
-    zero_genes: bool = True
-    max_tokens: int | None = None
-    conditions: tuple[str, ...] = ()
-
-    @property
-    def longest(self) -> int:
-        """``max_tokens``, by default room for every gene."""
-        return len(self.genes) + 1 if self.max_tokens is None else self.max_tokens
-
-    @property
-    def tables(self) -> Dictionaries:
-        """The genes as :func:`match_genes` looks them up."""
-        tokens = {gene: row for row, gene in enumerate(self.genes, start=CLS + 1)}
-        return Dictionaries(tokens=tokens, medians=dict.fromkeys(self.genes, 1.0))
 
 
 def load(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> BioformersSource:
@@ -116,7 +80,7 @@ def load(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> Bioformer
     shape = shape_from_config(config, len(genes), binning.n_bins, origin)
     inputs = Inputs(
         genes, binning, bool(config.get("zero_genes", True)), config.get("max_tokens"),
-        tuple(config.get("conditions", ())),
+        tuple(config.get("conditions", ())), bool(config.get("mark_targets", False)),
     )  # fmt: skip
     network = BioformersNetwork.from_checkpoint(shape, checkpoint.read_tensors(folder), dtype, str(folder))
     return BioformersSource(f"bioformers:{folder.resolve().name}", network, inputs)
@@ -131,6 +95,7 @@ def create(
     value_embedding: str = "linear",
     zero_genes: bool = True,
     conditions: Sequence[str] = (),
+    mark_targets: bool = False,
     seed: int = 0,
 ) -> BioformersSource:
     """A BioFormers with fresh weights.
@@ -151,6 +116,8 @@ def create(
         Whether genes that a cell lacks are tokens too.
     conditions
         Names of the external tokens that cells can be given.
+    mark_targets
+        Whether genes that conditions act on can be marked.
     seed
         Of the weights.
 
@@ -173,11 +140,19 @@ def create(
             raise ValueError(f"{what} holds {len(names) - len(set(names))} names more than once")
     binning = Binning() if binning is None else binning
     layers, heads, width, ffn = PRESETS[preset]
+    inputs = Inputs(tuple(genes), binning, zero_genes, None, tuple(conditions), mark_targets)
     shape = BioformersShape(
-        layers, heads, width, ffn, len(genes), binning.n_bins, len(conditions), architecture, value_embedding
+        layers,
+        heads,
+        width,
+        ffn,
+        len(genes),
+        binning.n_bins,
+        inputs.n_conditions,
+        architecture,
+        value_embedding,
     )
     network = BioformersNetwork.initialised(shape, torch.float32, seed)
-    inputs = Inputs(tuple(genes), binning, zero_genes, None, tuple(conditions))
     return BioformersSource("bioformers:untrained", network, inputs)
 
 
@@ -237,7 +212,8 @@ class BioformersSource(PackedSource):
         counts: sparse.csr_matrix,
         var: pd.DataFrame,
         n_counts: np.ndarray | None = None,
-        conditions: Sequence[str | None] | None = None,
+        conditions: Sequence[OfCell] | None = None,
+        targets: Sequence[OfCell] | None = None,
     ) -> Tokens:
         """<cls>, and the genes of every cell by falling count, each with the bin of its count.
 
@@ -252,13 +228,17 @@ class BioformersSource(PackedSource):
         n_counts
             Total counts of each cell, for binning that normalises. Default: its sum over all genes.
         conditions
-            Condition of each cell, which is added to all its tokens; None for a cell without. Default: none has any.
+            Condition of each cell, or several, which are added to all its tokens; None for a cell without. Default:
+            none has any.
+        targets
+            Genes of each cell that conditions act on: their tokens are marked where the vocabulary holds them.
+            Default: no marks.
 
         Raises
         ------
         ValueError
-            When no gene is in the vocabulary, a count is negative or not finite, a condition is unknown, or shapes
-            do not agree.
+            When no gene is in the vocabulary, a count is negative or not finite, a condition is unknown, the model
+            has no mark, or shapes do not agree.
         """
         counts = as_csr(counts, var, "bins")
         match = self.match(var)
@@ -267,21 +247,24 @@ class BioformersSource(PackedSource):
             n_genes=len(self.genes), zero_genes=self.inputs.zero_genes, cls_last=self.network.shape.causal,
             max_tokens=self.max_tokens,
         )  # fmt: skip
-        if not self.inputs.conditions and conditions is None:
+        if not self.inputs.n_conditions and conditions is None and targets is None:
             return tokens
-        rows = self._condition_rows([None] * tokens.n_cells if conditions is None else conditions, tokens)
-        return replace(tokens, external=rows[tokens.packing.cell_of_query()])
+        return self.with_conditions(tokens, conditions, targets)
 
-    def _condition_rows(self, conditions: Sequence[str | None], tokens: Tokens) -> torch.Tensor:
-        """int64 [B]: row of each cell's condition, 0 for none."""
-        known: dict[str | None, int] = {None: 0}
-        known |= {name: row for row, name in enumerate(self.inputs.conditions, start=1)}
-        if len(conditions) != tokens.n_cells:
-            raise ValueError(f"conditions names {len(conditions)} cells; there are {tokens.n_cells}")
-        if strange := [name for name in conditions if name not in known]:
-            names = ", ".join(map(repr, self.inputs.conditions)) or "none"
-            raise ValueError(f"condition {strange[0]!r} is unknown to {self.name}, which knows {names}")
-        return torch.tensor([known[name] for name in conditions], dtype=torch.int64)
+    def with_conditions(
+        self, tokens: Tokens, conditions: Sequence[OfCell] | None, targets: Sequence[OfCell] | None = None
+    ) -> Tokens:
+        """The cells of ``tokens`` under other conditions, as :meth:`tokenize` takes them."""
+        n, inputs = tokens.n_cells, self.inputs
+        if targets is not None and not inputs.mark_targets:
+            raise ValueError(
+                f"{self.name} has no mark for the genes that conditions act on: leave targets out"
+            )
+        rows = condition_rows(
+            [None] * n if conditions is None else conditions, inputs.conditions, n, self.name
+        )
+        marked = [] if targets is None else marked_ids(targets, inputs.tables.tokens, n)
+        return replace(tokens, external=external_of(tokens, rows, marked, inputs.n_conditions))
 
     def encode(self, tokens: Tokens, recorder: Recorder) -> torch.Tensor | None:
         """Embed the tokens and run the layers over them."""
@@ -350,6 +333,7 @@ class BioformersSource(PackedSource):
             "zero_genes": inputs.zero_genes,
             "max_tokens": self.max_tokens,
             "conditions": list(inputs.conditions),
+            "mark_targets": inputs.mark_targets,
         }
 
     def save(self, folder: str | Path) -> None:

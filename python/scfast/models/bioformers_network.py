@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from scfast.attention import ScoreOptions
 from scfast.models import torch_layers
+from scfast.models.bioformers_conditions import EMPTY
 from scfast.models.checkpoint import check_tensors
 from scfast.models.encoder import ACTIVATIONS, PackedEncoder
 
@@ -37,7 +38,7 @@ class BioformersShape:
     value_embedding
         ``"linear"``: two linear maps of the bin, over n_bins - 1. ``"table"``: a row for every bin.
     n_conditions
-        Rows of the table of external tokens, beside that of none; 0: there is no such table.
+        Rows of the table of external tokens, the mark's among them, beside that of none; 0: there is no such table.
     """
 
     n_layers: int
@@ -165,10 +166,16 @@ class BioformersNetwork:
         values = self._embed_values(tokens.values.clamp(min=0))
         states = states + torch.where(masked, self.tensors["embeddings.mask.weight"], values)
         if tokens.external is not None:
-            states = states + functional.embedding(
-                tokens.external, self.tensors["embeddings.external.weight"]
-            )
+            states = states + self._embed_external(tokens.external)
         return self._norm(states, "embeddings.norm")
+
+    def _embed_external(self, rows: torch.Tensor) -> torch.Tensor:
+        """[T, d]: the sum of each token's external tokens, rows [T] or [T, W]."""
+        table = self.tensors["embeddings.external.weight"]
+        if rows.dim() == 1:
+            return functional.embedding(rows, table)
+        there = (rows != EMPTY)[..., None]  # [T, W, 1]
+        return torch.where(there, functional.embedding(rows.clamp(min=0), table), 0).sum(1)
 
     def _embed_values(self, bins: torch.Tensor) -> torch.Tensor:
         if self.shape.value_embedding == "table":
@@ -217,7 +224,8 @@ def shape_from_config(config: Mapping[str, Any], n_genes: int, n_bins: int, orig
     given = {name: config[key] for key, name in keys.items()}
     try:
         return BioformersShape(
-            **given, n_genes=n_genes, n_bins=n_bins, n_conditions=len(config.get("conditions", ()))
-        )
+            **given, n_genes=n_genes, n_bins=n_bins,
+            n_conditions=len(config.get("conditions", ())) + bool(config.get("mark_targets", False)),
+        )  # fmt: skip
     except ValueError as error:
         raise ValueError(f"{origin}: {error}") from None

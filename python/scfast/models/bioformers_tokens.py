@@ -13,6 +13,7 @@ from scipy import sparse
 
 from scfast import ops
 from scfast.models.base import TokenKind, Tokens
+from scfast.models.dictionaries import Dictionaries
 from scfast.packing import Packing
 
 #: Row of the gene table that stands for <cls>; genes follow.
@@ -80,6 +81,50 @@ class Binning:
         return ops.bin_values(
             cells.indptr, cells.indices, cells.data, mode=self.mode, n_bins=self.n_bins, **options
         )
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a cell becomes before it is embedded.
+
+    Attributes
+    ----------
+    genes
+        Of the vocabulary, in order of their rows.
+    binning
+        How counts become values.
+    zero_genes
+        Whether genes that a cell lacks are tokens too.
+    max_tokens
+        Longest cell, <cls> included.
+    conditions
+        Names of the external tokens.
+    mark_targets
+        Whether there is one external token more, for the genes that a cell's conditions act on.
+    """
+
+    genes: tuple[str, ...]
+    binning: Binning
+    zero_genes: bool = True
+    max_tokens: int | None = None
+    conditions: tuple[str, ...] = ()
+    mark_targets: bool = False
+
+    @property
+    def n_conditions(self) -> int:
+        """External tokens, the mark among them."""
+        return len(self.conditions) + self.mark_targets
+
+    @property
+    def longest(self) -> int:
+        """``max_tokens``, by default room for every gene."""
+        return len(self.genes) + 1 if self.max_tokens is None else self.max_tokens
+
+    @property
+    def tables(self) -> Dictionaries:
+        """The genes as :func:`match_genes` looks them up."""
+        tokens = {gene: row for row, gene in enumerate(self.genes, start=CLS + 1)}
+        return Dictionaries(tokens=tokens, medians=dict.fromkeys(self.genes, 1.0))
 
 
 def _fingerprints(cells: sparse.csr_matrix) -> np.ndarray:
