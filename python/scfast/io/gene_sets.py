@@ -63,7 +63,7 @@ def read_gmt(path: str | Path) -> dict[str, list[str]]:
     """
     sets: dict[str, list[str]] = {}
     empty: list[str] = []
-    for number, line in enumerate(_lines(Path(path)), 1):
+    for number, line in enumerate(read_lines(Path(path)), 1):
         if not line.strip():
             continue
         name, *rest = (part.strip() for part in line.split("\t"))
@@ -130,7 +130,7 @@ def read_clusters(path: str | Path, column: str | None = None, *, genes: str | N
     {'ENSG1': 'liver'}
     """
     path = Path(path)
-    lines = _lines(path)
+    lines = read_lines(path)
     first = next(lines, "")
     rows = csv.reader(_again(first, lines), delimiter="\t" if "\t" in first else ",")
     header = next(rows, [])
@@ -177,7 +177,7 @@ def _again(first: str, rest: Iterator[str]) -> Iterator[str]:
     yield from rest
 
 
-def _lines(path: Path) -> Iterator[str]:
+def read_lines(path: Path) -> Iterator[str]:
     """Lines of a text file, plain or with gzip."""
     read = 0
     try:

@@ -89,6 +89,22 @@ def get_counts(adata: AnnData, counts_layer: str | None) -> Counts:
     return Counts(matrix, adata.var, _get_totals(adata))
 
 
+def get_raw_counts(adata: AnnData, counts_layer: str | None) -> Counts:
+    """As :func:`get_counts`, with an error for values that are no counts.
+
+    Raises
+    ------
+    ValueError
+        When values have fractions, are negative, nan or infinite, or when there are no cells.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*made from raw counts", UserWarning)
+        try:
+            return get_counts(adata, counts_layer)
+        except UserWarning as problem:
+            raise ValueError(str(problem)) from None
+
+
 def _check_values(values: np.ndarray, where: str) -> None:
     if values.dtype.kind not in "fiub":
         raise TypeError(f"{where} holds {values.dtype} values; counts are numbers")

@@ -1,0 +1,178 @@
+"""Tables of regulators and their targets: CollecTRI, TRRUST, ChIP-Atlas, or any with two columns of names."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from scfast.io.gene_sets import read_lines
+
+#: Headers of the column with regulators, and of the one with targets, in lower case.
+SOURCES = ("source", "tf", "regulator", "regulatorygene", "gene1", "from")
+TARGETS = ("target", "target_gene", "targetgene", "gene2", "gene", "to")
+#: Headers of the column that says whether targets rise or fall.
+SIGNS = ("weight", "mor", "mode", "sign", "effect", "regulation")
+#: What stands there in words.
+MODES = {"activation": 1.0, "repression": -1.0, "unknown": 0.0}
+#: First header of a table of ChIP-Atlas; the second is the regulator's name, a bar, and "Average".
+CHIP_ATLAS = "target_genes"
+
+
+def read_network(path: str | Path, *, min_score: float = 0.0) -> pd.DataFrame:
+    r"""Regulators and their targets, from a table.
+
+    Tables with a header that names the two columns (``source`` and ``target``, ``TF`` and ``target``, ``Gene1`` and
+    ``Gene2``, ...), such as CollecTRI's and BEELINE's; TRRUST's, which has no header; two columns of names without a
+    header; and the target genes of ChIP-Atlas, one table for each regulator.
+
+    Parameters
+    ----------
+    path
+        CSV, or with tabs; gzip is read too.
+    min_score
+        Of ChIP-Atlas: a gene is a target where the average binding score is above it.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``source``, ``target`` (str) and ``sign`` (float64: 1 where targets rise, -1 where they fall, 0 where the table
+        does not say, or says both). Each pair once, in the order of the file.
+
+    Raises
+    ------
+    ValueError
+        When columns cannot be told, or there is no edge.
+
+    Examples
+    --------
+    >>> import tempfile, pathlib, scfast
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "trrust.tsv"
+    >>> _ = path.write_text("STAT1\tIRF7\tActivation\t1\nSTAT1\tMYC\tRepression\t2\nSTAT1\tMYC\tUnknown\t3\n")
+    >>> scfast.io.read_network(path).values.tolist()
+    [['STAT1', 'IRF7', 1.0], ['STAT1', 'MYC', -1.0]]
+    """
+    path = Path(path)
+    lines = read_lines(path)
+    first = next(lines, "")
+    rows = csv.reader(chain([first], lines), delimiter="\t" if "\t" in first else ",")
+    header = [field.strip() for field in next(rows, [])]
+    names = [field.lower() for field in header]
+    if names[:1] == [CHIP_ATLAS]:
+        return _edges(path, _bound(path, header, rows, min_score))
+    source, target, sign = (
+        next((names.index(name) for name in known if name in names), None)
+        for known in (SOURCES, TARGETS, SIGNS)
+    )
+    if source is not None and target is not None:
+        return _edges(path, _pairs(path, rows, source, target, sign))
+    if len(header) == 2:
+        return _edges(path, _pairs(path, chain([header], rows), 0, 1, None))
+    if len(header) >= 3 and names[2] in MODES:
+        return _edges(path, _pairs(path, chain([header], rows), 0, 1, 2))
+    raise ValueError(
+        f"{path}: columns of regulators and targets cannot be told from the first line {header[:5]}: name them 'source'"
+        " and 'target', or leave these two alone"
+    )
+
+
+def to_network(reference: pd.DataFrame | Mapping[str, Sequence[str]] | str | Path) -> pd.DataFrame:
+    """Whatever a user gives for regulators and their targets, as :func:`read_network` returns it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When it is no table of edges, or holds none.
+
+    Examples
+    --------
+    >>> to_network({"STAT1": ["IRF7", "ISG15"]}).values.tolist()
+    [['STAT1', 'IRF7', 0.0], ['STAT1', 'ISG15', 0.0]]
+    """
+    if isinstance(reference, str | Path):
+        return read_network(reference)
+    if isinstance(reference, Mapping):
+        wrong = [name for name, genes in reference.items() if isinstance(genes, str)]
+        if wrong:
+            raise TypeError(f"reference[{wrong[0]!r}] is one text: give a list of its targets")
+        return _edges("reference", ((tf, gene, 0.0) for tf, genes in reference.items() for gene in genes))
+    if not isinstance(reference, pd.DataFrame):
+        raise TypeError(
+            f"reference is a {type(reference).__name__}: give a file, a DataFrame with columns 'source' and 'target',"
+            " or a dict from each regulator to its targets"
+        )
+    missing = [name for name in ("source", "target") if name not in reference]
+    if missing:
+        raise ValueError(
+            f"reference has no column {' and no column '.join(map(repr, missing))}; there are {list(reference)}: rename"
+            " those that hold regulators and targets"
+        )
+    column = next((reference[name] for name in ("sign", *SIGNS) if name in reference), None)
+    signs = [0.0] * len(reference) if column is None else [_sign(value) for value in column]
+    return _edges("reference", zip(reference["source"], reference["target"], signs, strict=True))
+
+
+def _bound(
+    path: Path, header: list[str], rows: Iterator[list[str]], min_score: float
+) -> Iterator[tuple[str, str, float]]:
+    name, _, what = (header[1] if len(header) > 1 else "").partition("|")
+    if not name or what.strip().lower() != "average":
+        raise ValueError(
+            f"{path}: the second column of a table of ChIP-Atlas is called 'REGULATOR|Average'; got {header[1:2]}"
+        )
+    for row in rows:
+        if len(row) > 1 and _number(path, row[1]) > min_score:
+            yield name.strip(), row[0], 0.0
+
+
+def _number(path: Path, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{path}: a binding score is {text!r}, which is no number") from None
+
+
+def _pairs(
+    path: Path, rows: Iterator[list[str]], source: int, target: int, sign: int | None
+) -> Iterator[tuple[str, str, float]]:
+    least = max(source, target, sign or 0) + 1
+    for row in rows:
+        if not row:
+            continue
+        if len(row) < least:
+            raise ValueError(f"{path}: a row has {len(row)} fields and needs {least} ({row[:3]})")
+        yield row[source], row[target], 0.0 if sign is None else _sign(row[sign])
+
+
+def _sign(value: object) -> float:
+    text = str(value).strip().lower()
+    if text in MODES:
+        return MODES[text]
+    try:
+        number = float(text)
+    except ValueError:
+        return 0.0
+    return 0.0 if np.isnan(number) else float(np.sign(number))
+
+
+def _edges(where: str | Path, edges: Iterator[tuple[object, object, float]]) -> pd.DataFrame:
+    """Each pair once; signs that contradict each other leave it without one."""
+    signs: dict[tuple[str, str], set[float]] = {}
+    for source, target, sign in edges:
+        pair = (str(source).strip(), str(target).strip())
+        if all(pair):
+            signs.setdefault(pair, set()).add(sign)
+    if not signs:
+        raise ValueError(f"{where} holds no edge from a regulator to a target")
+    said = [sum(values) for values in signs.values()]  # {1, -1} and {0} give 0
+    return pd.DataFrame(
+        {
+            "source": [source for source, _ in signs],
+            "target": [target for _, target in signs],
+            "sign": np.array(said, dtype=np.float64),
+        }
+    )

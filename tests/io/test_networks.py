@@ -1,0 +1,85 @@
+"""Tables of regulators and targets: the formats that there are, and what is refused."""
+
+from __future__ import annotations
+
+import gzip
+
+import pandas as pd
+import pytest
+
+import scfast
+from scfast.io.networks import to_network
+
+
+def read(tmp_path, text, name="table.tsv", **options):
+    path = tmp_path / name
+    if name.endswith(".gz"):
+        path.write_bytes(gzip.compress(text.encode()))
+    else:
+        path.write_text(text)
+    return scfast.io.read_network(path, **options).values.tolist()
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "edges"),
+    [
+        ("source,target,weight\nMYC,TERT,1\nSPI1,BGLAP,-1\nMYC,TERT,1\n", "collectri.csv.gz",
+         [["MYC", "TERT", 1], ["SPI1", "BGLAP", -1]]),
+        ("AATF\tBAX\tRepression\t22\nAATF\tKLK3\tUnknown\t23;24\nAATF\tBAX\tActivation\t9\n", "trrust.tsv",
+         [["AATF", "BAX", 0], ["AATF", "KLK3", 0]]),
+        ("Gene1,Gene2\nA,B\n", "beeline.csv", [["A", "B", 0]]),
+        ("TF\ttarget\tmor\nA\tB\t0.3\nA\tC\tNA\n", "dorothea.tsv", [["A", "B", 1], ["A", "C", 0]]),
+        ("A\tB\n\n A\tC \n", "two.tsv", [["A", "B", 0], ["A", "C", 0]]),
+    ],
+)  # fmt: skip
+def test_formats(tmp_path, text, name, edges):
+    assert read(tmp_path, text, name) == edges
+
+
+def test_chip_atlas(tmp_path):
+    text = (
+        "Target_genes\tSTAT1|Average\tSRX1|K-562\tSTRING\nISG15\t412.5\t500\t0\nMYC\t0\t0\t0\nIRF7\t3\t9\t1\n"
+    )
+    assert read(tmp_path, text) == [["STAT1", "ISG15", 0], ["STAT1", "IRF7", 0]]
+    assert read(tmp_path, text, min_score=100) == [["STAT1", "ISG15", 0]]
+    with pytest.raises(ValueError, match="no edge"):
+        read(tmp_path, text, min_score=1000)
+    with pytest.raises(ValueError, match="'high', which is no number"):
+        read(tmp_path, text.replace("412.5", "high"))
+    with pytest.raises(ValueError, match="the second column of a table of ChIP-Atlas"):
+        read(tmp_path, text.replace("STAT1|Average", "STAT1"))
+
+
+def test_tables_and_dicts():
+    table = pd.DataFrame({"source": ["A", "A"], "target": ["B", "C"], "weight": [-2.0, 1.0]})
+    assert to_network(table).values.tolist() == [["A", "B", -1], ["A", "C", 1]]
+    assert to_network({"A": ["B", "B", "C"]}).values.tolist() == [["A", "B", 0], ["A", "C", 0]]
+
+
+@pytest.mark.parametrize(
+    ("reference", "error", "says"),
+    [
+        (3, TypeError, "is a int: give a file, a DataFrame"),
+        ({"A": "B"}, TypeError, "is one text: give a list"),
+        ({}, ValueError, "holds no edge"),
+        (pd.DataFrame({"from": ["A"], "target": ["B"]}), ValueError, "no column 'source'"),
+    ],
+)
+def test_what_is_no_reference(reference, error, says):
+    with pytest.raises(error, match=says):
+        to_network(reference)
+
+
+def test_what_is_no_table(tmp_path):
+    with pytest.raises(ValueError, match="cannot be told"):
+        read(tmp_path, "A\tB\tC\tD\n")
+    with pytest.raises(ValueError, match="has 1 fields and needs 2"):
+        read(tmp_path, "source,target\nA\n", "x.csv")
+
+
+def test_published_tables(shared):
+    collectri = scfast.io.read_network(shared / "data" / "grn" / "collectri_human.csv.gz")
+    assert (collectri["source"] == "TP53").sum() == 984
+    trrust = scfast.io.read_network(shared / "data" / "grn" / "trrust_rawdata.human.tsv")
+    assert len(trrust) == 8427
+    assert trrust["source"].nunique() == 795
