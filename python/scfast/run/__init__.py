@@ -4,12 +4,12 @@ from scfast.run.counts import Counts
 from scfast.run.device import default_device, resolve_device
 from scfast.run.equal_length import EqualLength
 from scfast.run.ledger import Ledger, OtherRunError
-from scfast.run.memory import DEFAULT_MEMORY, granted_memory, parse_memory, token_budget
+from scfast.run.memory import DEFAULT_MEMORY, parse_memory, token_budget
 from scfast.run.plan import Plan, make_plan
 from scfast.run.runner import Results, TokenSurvey, run, survey
 from scfast.run.shards import PartDone, ShardedRun
 from scfast.run.stopping import Stopped
-from scfast.run.store import Store, current_store, resumable
+from scfast.run.store import Store, current_store, granted_memory, resumable
 from scfast.run.stored import StoredCounts
 
 __all__ = [

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,13 @@ import numpy as np
 from scfast.run.array_files import DamagedFileError, read_arrays, write_arrays
 from scfast.run.atomic import UNFINISHED, publish
 
+_LOG = logging.getLogger(__name__)
+
 MANIFEST = "run.json"
 _DAMAGED = "damaged"
+#: What of a run's identity says on which processor or GPU it runs: one kind for the whole run, because another rounds
+#: otherwise.
+_MACHINE = {"instruction_set", "device", "machine", "torch kernels"}
 
 
 class OtherRunError(ValueError):
@@ -32,7 +38,8 @@ class Ledger:
     Attributes
     ----------
     folder
-        ``run.json``, and a file for each finished shard, each attempt at one, and each file found damaged.
+        ``run.json``, and a file for each finished shard, the attempts at one, what was made smaller in one where memory
+        ran out, and each file found damaged.
     n_shards
         How many there are in all.
     """
@@ -68,9 +75,10 @@ class Ledger:
                 f"{name} was {_short(found.get(name))}, now {_short(wanted.get(name))}"
                 for name in sorted(differs)
             )
+            where = "on the same kind of machine " if _MACHINE & set(differs) else ""
             raise OtherRunError(
-                f"{folder} holds another run: {changes}. Ask for the same again to continue it, or give another folder,"
-                " or remove this one"
+                f"{folder} holds another run: {changes}. Ask for the same again {where}to continue it, or give another"
+                " folder, or remove this one"
             )
         return cls(folder, n_shards)
 
@@ -122,11 +130,37 @@ class Ledger:
 
     def set_aside(self, shard: int) -> Path:
         """Take a damaged file out of the way, so that the shard is run again; where it is now."""
-        number = sum(1 for _ in self.folder.glob(f"{_DAMAGED}-*")) + 1
-        while (aside := self.folder / f"{_DAMAGED}-{number}-{self.path(shard).name}").exists():
-            number += 1
-        self.path(shard).replace(aside)
-        return aside
+        return self._set_aside(self.path(shard))
+
+    def revise(self, shard: int, cuts: Sequence[int], blocks: Mapping[int, int]) -> None:
+        """Note that memory ran out, and how a shard is run instead, so that every later attempt is run like that.
+
+        Parameters
+        ----------
+        shard
+            Whose.
+        cuts, blocks
+            All that :meth:`scfast.run.Plan.revised` takes, in places of the whole plan.
+        """
+        places = np.array(sorted(blocks.items()), dtype=np.int64).reshape(-1, 2)
+        arrays = {"cuts": np.unique(np.array(cuts, dtype=np.int64)), "blocks": places}
+        write_arrays(self._revision(shard), arrays, {"shard": shard})
+
+    def revision(self, shard: int) -> tuple[list[int], dict[int, int]]:
+        """What was noted of a shard by :meth:`revise`; a file that is damaged is set aside, which a warning says."""
+        if not self._revision(shard).exists():
+            return [], {}
+        try:
+            arrays, _ = read_arrays(self._revision(shard))
+            return arrays["cuts"].tolist(), dict(arrays["blocks"].tolist())
+        except (DamagedFileError, KeyError) as error:
+            self._set_aside(self._revision(shard))
+            _LOG.warning("%s; it was set aside, and batches are as large as planned again", error)
+            return [], {}
+
+    def revised(self) -> list[int]:
+        """Shards in which memory ran out."""
+        return [shard for shard in range(self.n_shards) if self._revision(shard).exists()]
 
     def begin(self, shard: int) -> None:
         """Note an attempt at a shard, which may be the last thing that this process does."""
@@ -163,6 +197,16 @@ class Ledger:
         """Remove what killed writers left; only when nobody writes."""
         for path in self.folder.glob(f".*{UNFINISHED}"):
             path.unlink(missing_ok=True)
+
+    def _set_aside(self, path: Path) -> Path:
+        number = sum(1 for _ in self.folder.glob(f"{_DAMAGED}-*")) + 1
+        while (aside := self.folder / f"{_DAMAGED}-{number}-{path.name}").exists():
+            number += 1
+        path.replace(aside)
+        return aside
+
+    def _revision(self, shard: int) -> Path:
+        return self.folder / f"revision-{shard:06d}"
 
     def _attempts(self, shard: int) -> Path:
         return self.folder / f"attempts-{shard:06d}"

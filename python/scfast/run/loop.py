@@ -89,6 +89,8 @@ class Loop:
         that is too large.
     done
         Called with the number of cells of each finished piece.
+    revised
+        Called with :attr:`cuts` and :attr:`blocks` when memory ran out, before anything is tried again.
 
     Attributes
     ----------
@@ -110,6 +112,7 @@ class Loop:
         block_tokens: int,
         kept: Mapping[str, int],
         done: Callable[[int], object],
+        revised: Callable[[Sequence[int], Mapping[int, int]], object] = lambda cuts, blocks: None,
     ) -> None:
         self._source, self._observables, self._backend = source, observables, backend
         self._writers = {name: x for name, x in analyses.items() if isinstance(x, RowWriter)}
@@ -124,6 +127,7 @@ class Loop:
         self._transfer, self._block_tokens, self._kept, self._done = transfer, block_tokens, kept, done
         self.cuts: list[int] = []
         self.blocks: dict[int, int] = {}
+        self._revised = revised
         self._reason = ""
         self._takes_blocks = True
 
@@ -235,6 +239,7 @@ class Loop:
         )  # fmt: skip
         halves = piece.halves()
         self.cuts.append(halves[1].start)
+        self._revised(self.cuts, self.blocks)
         return halves
 
     def _blocks(self, piece: Piece) -> tuple[Piece, ...]:
@@ -252,4 +257,5 @@ class Loop:
             self._source.name, length, size, self._reason,
         )  # fmt: skip
         self.blocks[piece.start] = size
+        self._revised(self.cuts, self.blocks)
         return (replace(piece, block_tokens=size),)

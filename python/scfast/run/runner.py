@@ -211,10 +211,12 @@ def visit(
     label: str | None = None,
     gradients: bool = False,
     done: Callable[[int], object] | None = None,
+    revised: Callable[[Sequence[int], Mapping[int, int]], object] = lambda cuts, blocks: None,
 ) -> Visited:
     """As :func:`run`, without its results.
 
-    With ``done``, which is called with the number of cells of each finished batch, there is no bar.
+    With ``done``, which is called with the number of cells of each finished batch, there is no bar. ``revised`` is
+    called with all that :meth:`~scfast.run.plan.Plan.revised` takes whenever memory ran out.
     """
     first, last = int(plan.shard_rows[0]), int(plan.shard_rows[-1])
     collectors = {
@@ -229,7 +231,7 @@ def visit(
         loop = Loop(
             source, analyses, collectors, observables, backend=backend, done=bar.update if done is None else done,
             transfer=transfer_to(source.device), block_tokens=plan.block_tokens,
-            kept={"layers_kept": source.n_layers} if kept is None else kept,
+            kept={"layers_kept": source.n_layers} if kept is None else kept, revised=revised,
         )  # fmt: skip
         loop.run(_pieces(source, counts, plan, tokens))
     return Visited(collectors, plan.revised(loop.cuts, loop.blocks))

@@ -84,6 +84,7 @@ class ShardedRun:
             "torch": torch.__version__,
             "numpy": np.__version__,
             "machine": platform.machine(),
+            "torch kernels": torch.backends.cpu.get_cpu_capability(),
         }
 
     def execute(
@@ -151,7 +152,7 @@ class ShardedRun:
                     continue
                 ledger.begin(shard)
                 try:
-                    visited = self._visit(shard, done)
+                    visited = self._visit(ledger, shard, done)
                 except (KeyboardInterrupt, Stopped):
                     ledger.take_back(shard)
                     raise
@@ -165,25 +166,32 @@ class ShardedRun:
                 stop.check()
 
     def _visit(
-        self, shard: int, done: Callable[[int], object]
+        self, ledger: Ledger, shard: int, done: Callable[[int], object]
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """The arrays and the note of one shard."""
+        """The arrays and the note of one shard, run as it was when memory ran out before."""
         fresh = {name: _fresh(x) if isinstance(x, Accumulator) else x for name, x in self.analyses.items()}
-        plan = self.plan.shard(shard)
-        visited = visit(self.source, self.counts, fresh, plan, self.observables, done=done, **self.options)
+        plan, first = self.plan.shard(shard), int(self.plan.shard_starts[shard])
+        cuts, blocks = ledger.revision(shard)
+
+        def revised(more_cuts: Sequence[int], more_blocks: Mapping[int, int]) -> None:
+            here = {first + at: size for at, size in more_blocks.items()}
+            ledger.revise(shard, [*cuts, *(first + at for at in more_cuts)], blocks | here)
+
+        visited = visit(
+            self.source, self.counts, fresh, self.plan.revised(cuts, blocks).shard(shard), self.observables,
+            done=done, revised=revised, **self.options,
+        )  # fmt: skip
         arrays: dict[str, np.ndarray] = {"rows": plan.rows}
         for name, analysis in fresh.items():
             kept = (
                 self._changed(name, analysis) if isinstance(analysis, Accumulator) else _rows(visited, name)
             )
             arrays |= {f"{name}/{key}": array for key, array in kept.items()}
-        first, revised = int(self.plan.shard_starts[shard]), visited.plan
-        cuts = np.setdiff1d(revised.offsets, plan.offsets) + first
-        blocks = set(revised.cells_in_blocks) - set(plan.cells_in_blocks)
+        smaller = set(visited.plan.cells_in_blocks) - set(plan.cells_in_blocks)
         note = {
             "plan": self.plan.hash,
-            "cuts": cuts.tolist(),
-            "blocks": sorted([first + at, size] for at, size in blocks),
+            "cuts": (np.setdiff1d(visited.plan.offsets, plan.offsets) + first).tolist(),
+            "blocks": sorted([first + at, size] for at, size in smaller),
         }
         return arrays, note
 

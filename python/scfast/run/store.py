@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,11 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
+from scfast.run import memory as budget
+from scfast.run.array_files import DamagedFileError
+from scfast.run.atomic import publish
 from scfast.run.ledger import Ledger
 from scfast.run.runner import Results
 from scfast.run.shards import ShardedRun
@@ -17,6 +23,8 @@ from scfast.run.shards import ShardedRun
 SHARD_CELLS = 4096
 #: Attempts at a shard before it is left out.
 TRIES = 3
+#: What was free on a GPU when the first run began.
+MEMORY = "memory.json"
 
 
 @dataclass
@@ -54,6 +62,29 @@ class Store:
         self.left_out += [(name, rows, reason) for rows, reason in results.left_out.items()]
         return results
 
+    def granted_memory(self, memory: str | int | None, device: torch.device) -> int:
+        """As :func:`scfast.run.granted_memory`; what is free on a GPU is asked once, and noted in the folder.
+
+        Raises
+        ------
+        DamagedFileError
+            When it was noted, and cannot be read.
+        """
+        if memory is not None or device.type != "cuda":
+            return budget.granted_memory(memory, device)
+        path = self.folder / MEMORY
+        if not path.exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            free = {"memory": budget.granted_memory(None, device)}
+            publish(path, [json.dumps(free).encode()], keep=True)  # of several processes, the first one says
+        try:
+            noted = json.loads(path.read_bytes())["memory"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            noted = None
+        if not isinstance(noted, int) or noted < 0:
+            raise DamagedFileError(f"{path} is damaged: remove {self.folder} to begin the run again")
+        return noted
+
 
 _CURRENT: ContextVar[Store | None] = ContextVar("scfast_store", default=None)
 
@@ -61,6 +92,23 @@ _CURRENT: ContextVar[Store | None] = ContextVar("scfast_store", default=None)
 def current_store() -> Store | None:
     """The store of the innermost :func:`resumable` block."""
     return _CURRENT.get()
+
+
+def granted_memory(memory: str | int | None, device: torch.device) -> int:
+    """Bytes that batches may use: what is given, else 2 GB on a CPU and all that is free on a GPU.
+
+    Inside :func:`resumable`, what was free on the GPU when the run began stays, however much is when it is continued:
+    another budget makes other batches.
+
+    Parameters
+    ----------
+    memory
+        An amount as :func:`parse_memory` takes it, or None.
+    device
+        Where the model is already.
+    """
+    store = current_store()
+    return (budget if store is None else store).granted_memory(memory, device)
 
 
 @contextmanager
