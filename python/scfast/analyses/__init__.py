@@ -5,6 +5,7 @@ from scfast.analyses.cell_edges import CellEdges
 from scfast.analyses.cell_means import CellMeans
 from scfast.analyses.cell_scores import CellScores, CellTokens
 from scfast.analyses.embedding import Embedding
+from scfast.analyses.gene_edges import GeneEdges, GeneStateTotals
 from scfast.analyses.gene_pairs import GenePairs
 from scfast.analyses.gene_shares import GeneShares
 from scfast.analyses.gene_states import GeneStates
@@ -27,8 +28,10 @@ __all__ = [
     "CellScores",
     "CellTokens",
     "Embedding",
+    "GeneEdges",
     "GenePairs",
     "GeneShares",
+    "GeneStateTotals",
     "GeneStates",
     "GroupExpression",
     "GroupScores",

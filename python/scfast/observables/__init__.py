@@ -4,6 +4,7 @@ from scfast.observables.attention_norms import AttentionNorms
 from scfast.observables.attribution import AttentionAttribution
 from scfast.observables.base import BatchInfo, Observable
 from scfast.observables.entropy import Entropy
+from scfast.observables.gene_edges import GeneEdges, GeneQueriesKeys
 from scfast.observables.gene_state_sums import GeneStateSums
 from scfast.observables.globenc import GlobEnc
 from scfast.observables.hidden_states import HiddenStates
@@ -22,6 +23,8 @@ __all__ = [
     "AttentionNorms",
     "BatchInfo",
     "Entropy",
+    "GeneEdges",
+    "GeneQueriesKeys",
     "GeneStateSums",
     "GlobEnc",
     "GradientAttention",

@@ -6,6 +6,7 @@ from scfast.tl.compare_de import compare_de
 from scfast.tl.embed import embed
 from scfast.tl.enrich import enrich
 from scfast.tl.finetune import finetune
+from scfast.tl.grn import grn
 from scfast.tl.grn_score import grn_score
 from scfast.tl.key_genes import key_genes
 from scfast.tl.layers_report import layers_report
@@ -28,6 +29,7 @@ __all__ = [
     "embed",
     "enrich",
     "finetune",
+    "grn",
     "grn_score",
     "key_genes",
     "layers_report",
