@@ -34,7 +34,8 @@ def as_csr(counts: Any, var: pd.DataFrame, made: str = "ranks") -> sparse.csr_ma
             raise TypeError(f"counts must be a matrix [cells, genes], got shape {counts.shape}")
     if counts.dtype.kind not in "biuf":
         raise TypeError(f"counts are {counts.dtype}; numbers are needed")
-    matrix = sparse.csr_matrix(counts)
+    # A new matrix would not know that its columns were looked at already.
+    matrix = counts if isinstance(counts, sparse.csr_matrix) else sparse.csr_matrix(counts)
     if matrix.shape[1] != len(var):
         raise ValueError(f"counts have {matrix.shape[1]} columns, but var describes {len(var)} genes")
     if not matrix.has_canonical_format:

@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -28,7 +29,7 @@ _SHOWN = 3
 
 @dataclass(frozen=True)
 class GeneMatch:
-    """Which columns of the counts the vocabulary knows.
+    """Which columns of the counts the vocabulary knows; its arrays cannot be written to.
 
     Attributes
     ----------
@@ -56,12 +57,16 @@ class GeneMatch:
     n_by_symbol: int = 0
     lost: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        for array in (self.token_ids, self.medians, self.target):
+            array.flags.writeable = False
+
     @property
     def n_matched(self) -> int:
         """Columns that the vocabulary knows."""
         return int((self.token_ids >= 0).sum())
 
-    @property
+    @cached_property
     def n_collapsed(self) -> int:
         """Columns that are added to another column of the same gene."""
         return int((self.target != np.arange(len(self.target))).sum())
@@ -151,15 +156,23 @@ class Matcher:
 
     def __init__(self, dictionaries: Dictionaries, name: str) -> None:
         self._dictionaries, self._name = dictionaries, name
-        self._last: tuple[pd.DataFrame, GeneMatch] | None = None
+        self._last: tuple[pd.Index, pd.DataFrame, GeneMatch] | None = None
 
     def __call__(self, var: pd.DataFrame) -> GeneMatch:
         """Which columns of the data the vocabulary knows; logged where it was not known yet."""
-        names = var[[column for column in COLUMNS if column in var.columns]]
-        if self._last is None or not self._last[0].equals(names):
-            self._last = (names.copy(), match_genes(var, self._dictionaries))
-            _LOG.info("%s: %s", self._name, self._last[1].describe())
-        return self._last[1]
+        last, present = self._last, [column for column in COLUMNS if column in var.columns]
+        if last is None or not (_same(last[0], var.index) and _same_columns(last[1], var, present)):
+            self._last = last = (var.index, var[present].copy(), match_genes(var, self._dictionaries))
+            _LOG.info("%s: %s", self._name, last[2].describe())
+        return last[2]
+
+
+def _same(index: pd.Index, other: pd.Index) -> bool:
+    return index is other or index.equals(other)  # text in Arrow's form is compared name by name
+
+
+def _same_columns(seen: pd.DataFrame, var: pd.DataFrame, present: list[str]) -> bool:
+    return list(seen.columns) == present and all(seen[name].equals(var[name]) for name in present)
 
 
 def _by_id(name: str, dictionaries: Dictionaries) -> str | None:

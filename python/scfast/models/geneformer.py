@@ -243,7 +243,8 @@ class GeneformerSource(PackedSource):
         lead = int(self.version == "V2")
         lengths = kept + 2 * lead
         starts = np.cumsum(lengths) - lengths
-        positions = np.arange(int(lengths.sum()), dtype=np.int64) - np.repeat(starts, lengths)
+        positions = np.arange(int(lengths.sum()), dtype=np.int64)
+        positions -= np.repeat(starts, lengths)
         if lead:
             token = self.dictionaries.tokens
             is_gene = np.ones(len(positions), dtype=bool)

@@ -14,6 +14,20 @@ from scfast.ops._dispatch import choose
 _FLOAT32_MAX = np.finfo(np.float32).max
 
 
+class _Genes(NamedTuple):
+    """What is known of the columns of a matrix, checked and as the kernel takes it."""
+
+    token_ids: np.ndarray  # int32 [G]
+    factors: np.ndarray  # float64 [G]
+    groups: np.ndarray  # [G]
+    slots: np.ndarray  # int32 [G]
+    slot_columns: np.ndarray  # int32 [slots]
+
+
+#: Genes that were checked last and cannot change, and what was found: cells come block by block over the same genes.
+_last: tuple[tuple[np.ndarray | None, ...], _Genes] | None = None
+
+
 class RankedCells(NamedTuple):
     """Ranked genes of all cells, one cell after another.
 
@@ -59,7 +73,8 @@ def rank_values(
     n_counts
         [B]: total counts of each cell, above 0 where it has counts.
     token_ids
-        [G] integers: token of each column's gene, -1 where the vocabulary lacks it.
+        [G] integers: token of each column's gene, -1 where the vocabulary lacks it. What is checked of the genes is
+        remembered where none of their arrays can be written to (``array.flags.writeable``).
     factors
         [G]: what each gene's value is divided by, its non-zero median; above 0 where there is a token.
     groups
@@ -95,19 +110,18 @@ def rank_values(
     ([11, 10], [3])
     """
     indptr, indices, data = check_matrix(indptr, indices, data)
-    token_ids, factors, groups = _check_genes(token_ids, factors, groups)
+    genes = _checked(token_ids, factors, groups)
     n_counts = numbers("n_counts", n_counts, len(indptr) - 1, "cells").astype(np.float32)
     limit = check_positive("max_tokens", INT32_MAX if max_tokens is None else max_tokens)
     n_threads = check_positive("threads", torch.get_num_threads() if threads is None else threads)
     if not 0 < np.float32(target) < np.inf:
         raise ValueError(f"target must be a finite number above 0, got {target}")
-    slots, slot_columns = _slots(groups)
     matrix = _kernels.RankInput(
         indptr=indptr.ctypes.data, indices=indices.ctypes.data, data=data.ctypes.data,
         wide_indices=indices.itemsize == 8, count_type=COUNT_TYPES[data.dtype], n_cells=len(indptr) - 1,
-        n_columns=len(token_ids), n_counts=n_counts.ctypes.data, token_ids=token_ids.ctypes.data,
-        factors=factors.ctypes.data, slots=slots.ctypes.data, slot_columns=slot_columns.ctypes.data,
-        n_slots=len(slot_columns), target=target, threads=n_threads,
+        n_columns=len(genes.token_ids), n_counts=n_counts.ctypes.data, token_ids=genes.token_ids.ctypes.data,
+        factors=genes.factors.ctypes.data, slots=genes.slots.ctypes.data, slot_columns=genes.slot_columns.ctypes.data,
+        n_slots=len(genes.slot_columns), target=target, threads=n_threads,
     )  # fmt: skip
     chosen = choose("rank_values", backend)
     n_expressed, n_in_vocabulary = (np.empty(len(indptr) - 1, dtype=np.int64) for _ in range(2))
@@ -117,12 +131,12 @@ def rank_values(
         matrix, limit, n_expressed.ctypes.data, n_in_vocabulary.ctypes.data, tokens.ctypes.data, columns.ctypes.data
     )  # fmt: skip
     if (refused := np.flatnonzero(n_expressed < 0)).size:
-        raise ValueError(_refusal(int(refused[0]), indptr, indices, data, n_counts, len(token_ids)))
+        raise ValueError(_refusal(int(refused[0]), indptr, indices, data, n_counts, len(genes.token_ids)))
     if chosen == "reference":  # the kernel has checked the cells
         return RankedCells(
             *reference.rank_values(
-                indptr, indices, data, n_counts=n_counts, token_ids=token_ids, factors=factors, groups=groups,
-                max_tokens=limit, target=target,
+                indptr, indices, data, n_counts=n_counts, token_ids=genes.token_ids, factors=genes.factors,
+                groups=genes.groups, max_tokens=limit, target=target,
             )
         )  # fmt: skip
     offsets = np.zeros(len(indptr), dtype=np.int64)
@@ -132,9 +146,22 @@ def rank_values(
     return RankedCells(tokens, columns, offsets, n_expressed, n_in_vocabulary)
 
 
-def _check_genes(
-    token_ids: np.ndarray, factors: np.ndarray, groups: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _checked(token_ids: np.ndarray, factors: np.ndarray, groups: np.ndarray | None) -> _Genes:
+    """The genes, checked unless they are those of the call before and nobody can have written to them."""
+    global _last
+    given, last = (token_ids, factors, groups), _last
+    if not all(x is None or _is_fixed(x) for x in given):
+        return _check_genes(*given)
+    if last is None or any(x is not y for x, y in zip(last[0], given, strict=True)):
+        _last = last = (given, _check_genes(*given))
+    return last[1]
+
+
+def _is_fixed(x: object) -> bool:
+    return isinstance(x, np.ndarray) and x.base is None and not x.flags.writeable
+
+
+def _check_genes(token_ids: np.ndarray, factors: np.ndarray, groups: np.ndarray | None) -> _Genes:
     token_ids = np.asarray(token_ids)
     if token_ids.ndim != 1 or token_ids.dtype.kind not in "iu":
         raise TypeError(f"token_ids must be a 1-D array of integers, got {token_ids.dtype} {token_ids.shape}")
@@ -166,7 +193,7 @@ def _check_genes(
             f"groups[{column}] is {groups[column]}: it must be an integer from 0 to {n - 1}, "
             "a column that stands for itself"
         )
-    return token_ids.astype(np.int32), factors, groups
+    return _Genes(token_ids.astype(np.int32), factors, groups, *_slots(groups))
 
 
 def _slots(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

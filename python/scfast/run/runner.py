@@ -76,7 +76,8 @@ def survey(
         lengths[rows] = tokens.lengths
         column, here = tokens.gene_index.numpy(), lengths[rows]
         digest.update(_marks(column, tokens.positions.numpy(), here).tobytes())
-        is_gene = (tokens.kind.numpy() == TokenKind.GENE) & (column >= 0)
+        is_gene = tokens.kind.numpy() == int(TokenKind.GENE)  # NumPy would compare an enum number by number
+        is_gene &= column >= 0
         gene_tokens[rows] = here - _per_cell(~is_gene, here)
         if not (repeats or source.distinct_genes):
             cell = np.repeat(rows, here)[is_gene]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from scipy import sparse
 
 from scfast.run.counts import Counts
+from scfast.run.extents import reader_of
 
 #: Rows read at once, and kept.
 BLOCK_CELLS = 4096
@@ -38,6 +40,7 @@ class StoredCounts(Counts):
 
     block_cells: int = BLOCK_CELLS
     _indptr: np.ndarray = field(init=False, repr=False)
+    _readers: tuple[Callable[[int, int], np.ndarray], ...] = field(init=False, repr=False)
     _blocks: OrderedDict[int, sparse.csr_matrix] = field(init=False, repr=False, default_factory=OrderedDict)
     _coming: dict[int, Future[sparse.csr_matrix]] = field(init=False, repr=False, default_factory=dict)
     _reader: ThreadPoolExecutor = field(
@@ -46,6 +49,8 @@ class StoredCounts(Counts):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_indptr", self._row_pointers())
+        readers = tuple(reader_of(self._group[part]) for part in ("data", "indices"))
+        object.__setattr__(self, "_readers", readers)
 
     @property
     def shard_cells(self) -> int:
@@ -151,34 +156,38 @@ class StoredCounts(Counts):
     def _read(self, first: int, last: int) -> sparse.csr_matrix:
         start, stop = int(self._indptr[first]), int(self._indptr[last])
         try:
-            data = np.asarray(self._group["data"][start:stop])
-            columns = np.asarray(self._group["indices"][start:stop])
+            data, columns = (read(start, stop) for read in self._readers)
         except (OSError, ValueError, RuntimeError) as error:
             raise OSError(
                 f"{self.name} is damaged: rows {first} to {last - 1} cannot be read ({error})"
             ) from error
         n_genes = self.matrix.shape[1]
-        if len(columns) and (int(columns.min()) < 0 or int(columns.max()) >= n_genes):
+        if (
+            len(columns) and columns.view(f"u{columns.itemsize}").max() >= n_genes
+        ):  # a negative one is large so
             raise ValueError(
                 f"{self.name} is damaged: rows {first} to {last - 1} have columns {columns.min()} to {columns.max()},"
                 f" and there are {n_genes} genes"
             )
-        # One comparison for all that must not be: nan is not >= 0, and an infinity is no finite sum's part.
-        if data.dtype.kind == "f" and not (np.all(data >= 0) and np.all(np.isfinite(data))):
+        low, high = (data.min(), data.max()) if len(data) else (1, 1)  # nan, where there is one
+        if data.dtype.kind == "f" and not (low >= 0 and high < np.inf):
             raise ValueError(
                 f"{self.name} holds negative, nan or infinite values in rows {first} to {last - 1}; raw counts are"
                 " needed: name the layer that holds them"
             )
-        if data.dtype.kind == "i" and len(data) and int(data.min()) < 0:
+        if low < 0:
             raise ValueError(
                 f"{self.name} holds negative values in rows {first} to {last - 1}; counts are needed"
             )
         pointers = (self._indptr[first : last + 1] - start).astype(
             np.int32 if stop - start < 2**31 else np.int64
         )
-        block = sparse.csr_matrix((data, columns.astype(np.int32), pointers), shape=(last - first, n_genes))
+        block = sparse.csr_matrix(
+            (data, columns.astype(np.int32, copy=False), pointers), shape=(last - first, n_genes)
+        )
         block.sum_duplicates()
-        block.eliminate_zeros()
+        if low == 0:
+            block.eliminate_zeros()
         return block
 
     def fingerprint_parts(self) -> tuple[Any, ...]:
@@ -194,7 +203,9 @@ class StoredCounts(Counts):
 def _run_of_rows(block: sparse.csr_matrix, first: int, last: int) -> sparse.csr_matrix:
     """Neighbouring rows without a copy of their values."""
     start, stop = block.indptr[first], block.indptr[last]
-    arrays = block.data[start:stop], block.indices[start:stop], block.indptr[first : last + 1] - start
-    rows = sparse.csr_matrix(arrays, shape=(last - first, block.shape[1]), copy=False)
+    rows = sparse.csr_matrix((last - first, block.shape[1]), dtype=block.dtype)
+    # Given to its constructor, arrays that are a small part of others would be copied.
+    rows.data, rows.indices = block.data[start:stop], block.indices[start:stop]
+    rows.indptr = block.indptr[first : last + 1] - start
     rows.has_canonical_format = True  # as the block is; SciPy would look at every column again
     return rows
