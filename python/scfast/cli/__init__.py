@@ -13,6 +13,7 @@ import click
 COMMANDS = {
     "run": "Analyse cells with a model, and write AnnData, tables and figures.",
     "convert": "Store counts cell by cell, so that they can be read from the disk.",
+    "plan": "How long a run would take, and in which memory.",
     "status": "How far an unfinished run has come.",
     "enrich": "Gene sets among the genes that a model attends to most.",
     "prevalence": "Gene programs' share of attention against their share of the cell.",

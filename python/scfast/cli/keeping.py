@@ -8,11 +8,14 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from scfast.cli.console import Console
+
+if TYPE_CHECKING:
+    from scfast.run import Planned
 
 #: Folder of the run's shards within that of the results, while it is unfinished.
 FOLDER = "run"
@@ -103,6 +106,21 @@ class Keeping:
             console.event("part", f"This part is done; {done}", message=str(done))
             raise SystemExit(0) from None
         return store.left_out
+
+    def plan(self, go: Callable[[], None], seconds: float) -> Planned:
+        """What ``go``, a tool, would run under :meth:`compute`; pieces of it are timed for so long."""
+        import torch
+
+        from scfast.run import planning
+
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        # what --fresh forgets is there until it does
+        folder = None if self.fresh else self.out / FOLDER
+        part = self.part or (0, 1)
+        with planning(folder, shard_cells=self.shard_cells, part=part, seconds=seconds) as planned:
+            go()
+        return planned
 
     def finish(self) -> None:
         """The results are written: the shards are not needed any more."""

@@ -9,12 +9,13 @@ import click
 from scfast.cli.analyses import ANALYSES, write
 from scfast.cli.console import Console, json_option
 from scfast.cli.keeping import ROWS_LEFT_OUT
+from scfast.cli.planned import show_plan
 from scfast.cli.request import Request, request_options
 
 
 @click.command("run")
 @request_options
-@click.option("--dry-run", is_flag=True, help="Check everything, say what would be done, and stop.")
+@click.option("--dry-run", is_flag=True, help="Check everything, say what would be run, and stop.")
 @json_option
 def command(dry_run: bool, as_json: bool | None, **options: Any) -> None:
     """Analyse the cells of DATA (.h5ad or .zarr, raw counts, or the word pbmc68k) with a model.
@@ -59,6 +60,7 @@ def command(dry_run: bool, as_json: bool | None, **options: Any) -> None:
         console.fields(request.described)
         console.event("start", command="run", dry_run=dry_run, **request.described)
     if dry_run:
+        show_plan(console, keeping.plan(lambda: request.compute(False), 0.0), keeping.workers)
         return
     progress = console.interactive and not keeping.worker
     left_out = keeping.compute(lambda: request.compute(progress), console, request.device)

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from scfast.cli.console import Console, json_option
 from scfast.cli.keeping import FOLDER
+
+
+def _describe(plan: dict[str, Any]) -> str:
+    """The plan that the run began with."""
+    memory = f", within {plan['memory'] / 1e9:.3g} GB" if isinstance(plan["memory"], int) else ""
+    blocks = f", in blocks of {plan['block_tokens']}" if plan["block_tokens"] else ""
+    where = (
+        plan["device"] if plan["device"] != "cpu" else f"{plan['instruction_set']}, {plan['threads']} threads"
+    )
+    batches = f"{plan['batches']} batches of up to {plan['token_budget']} tokens"
+    return f"plan {str(plan['plan'])[:12]}: {batches}{blocks}{memory}; {plan['dtype']} on {where}"
 
 
 @click.command("status")
@@ -51,6 +63,12 @@ def command(folder: Path, verify: bool, as_json: bool | None) -> None:
         left=2,
     )
     for run in runs:
+        console.note(f"{run.name}: {_describe(run.plan)}")
+        if run.revised:
+            shards = ", ".join(map(str, run.revised))
+            console.note(
+                f"{run.name}: memory ran out in shards {shards}, which are run in smaller batches since"
+            )
         for shard, reason in run.reasons.items():
             console.note(f"{run.name}, shard {shard}: {reason}")
         for path in run.damaged:

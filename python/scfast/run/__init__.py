@@ -6,6 +6,7 @@ from scfast.run.equal_length import EqualLength
 from scfast.run.ledger import Ledger, OtherRunError
 from scfast.run.memory import DEFAULT_MEMORY, parse_memory, token_budget
 from scfast.run.plan import Plan, make_plan
+from scfast.run.planner import Planned, PlannedRun, planning
 from scfast.run.runner import Results, TokenSurvey, run, survey
 from scfast.run.shards import PartDone, ShardedRun
 from scfast.run.stopping import Stopped
@@ -20,6 +21,8 @@ __all__ = [
     "OtherRunError",
     "PartDone",
     "Plan",
+    "Planned",
+    "PlannedRun",
     "Results",
     "ShardedRun",
     "Stopped",
@@ -31,6 +34,7 @@ __all__ = [
     "granted_memory",
     "make_plan",
     "parse_memory",
+    "planning",
     "resolve_device",
     "resumable",
     "run",

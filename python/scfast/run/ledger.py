@@ -18,6 +18,8 @@ from scfast.run.atomic import UNFINISHED, publish
 _LOG = logging.getLogger(__name__)
 
 MANIFEST = "run.json"
+#: The part of it that says nothing of what the run is.
+ABOUT = "about"
 _DAMAGED = "damaged"
 #: What of a run's identity says on which processor or GPU it runs: one kind for the whole run, because another rounds
 #: otherwise.
@@ -48,7 +50,9 @@ class Ledger:
     n_shards: int
 
     @classmethod
-    def open(cls, folder: Path, identity: Mapping[str, Any], n_shards: int) -> Ledger:
+    def open(
+        cls, folder: Path, identity: Mapping[str, Any], n_shards: int, about: Mapping[str, Any] | None = None
+    ) -> Ledger:
         """The ledger of a run, begun where the folder has none.
 
         Parameters
@@ -59,28 +63,37 @@ class Ledger:
             What the results depend on, as JSON takes it: a run that differs in any of it is another run.
         n_shards
             Of the plan.
+        about
+            Noted beside it when the run begins, for people; nothing depends on it.
 
         Raises
         ------
         OtherRunError
             When the folder has a run of another identity; the message says what differs.
         """
-        wanted = {**identity, "shards": n_shards}
+        wanted = {**identity, "shards": n_shards, **({} if about is None else {ABOUT: about})}
         folder.mkdir(parents=True, exist_ok=True)
         publish(folder / MANIFEST, [json.dumps(wanted, indent=1, sort_keys=True).encode()], keep=True)
-        found = cls.manifest(folder)
-        differs = [name for name in wanted.keys() | found.keys() if found.get(name) != wanted.get(name)]
+        differs = cls.differences(folder, identity, n_shards)
         if differs:
-            changes = "; ".join(
-                f"{name} was {_short(found.get(name))}, now {_short(wanted.get(name))}"
-                for name in sorted(differs)
-            )
-            where = "on the same kind of machine " if _MACHINE & set(differs) else ""
+            changes = "; ".join(differs.values())
+            where = "on the same kind of machine " if _MACHINE & differs.keys() else ""
             raise OtherRunError(
                 f"{folder} holds another run: {changes}. Ask for the same again {where}to continue it, or give another"
                 " folder, or remove this one"
             )
         return cls(folder, n_shards)
+
+    @classmethod
+    def differences(cls, folder: Path, identity: Mapping[str, Any], n_shards: int) -> dict[str, str]:
+        """How another run differs from the one in the folder: name -> what it was there, and is now."""
+        wanted, found = {**identity, "shards": n_shards}, cls.manifest(folder)
+        names = sorted((wanted.keys() | found.keys()) - {ABOUT})
+        return {
+            name: f"{name} was {_short(found.get(name))}, now {_short(wanted.get(name))}"
+            for name in names
+            if found.get(name) != wanted.get(name)
+        }
 
     @staticmethod
     def manifest(folder: Path) -> dict[str, Any]:
@@ -238,6 +251,10 @@ class Standing:
         Shard -> why its last attempt failed.
     damaged
         Names of files that are not what was written: those set aside, and those that a check found.
+    plan
+        Its hash, conditions and the memory for which it was made, as the run began with them.
+    revised
+        Shards in which memory ran out, so that they are run in smaller batches or blocks.
     """
 
     name: str
@@ -248,6 +265,8 @@ class Standing:
     failed: int
     reasons: dict[int, str]
     damaged: list[str]
+    plan: dict[str, Any]
+    revised: list[int]
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -273,10 +292,20 @@ def standing(folder: Path, *, verify: bool = False) -> list[Standing]:
             Standing(
                 path.parent.name, str(manifest.get("model", "")), int(manifest.get("cells", 0)), ledger.n_shards,
                 len(ledger.finished()), sum(map(ledger.attempts, tried)),
-                {shard: ledger.reason(shard) for shard in tried}, damaged,
+                {shard: ledger.reason(shard) for shard in tried}, damaged, _plan(manifest), ledger.revised(),
             )
         )  # fmt: skip
     return found
+
+
+def _plan(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What a manifest says of the plan."""
+    names = (
+        "plan", "batches", "token_budget", "block_tokens", "threads", "instruction_set", "device", "dtype", "seed",
+    )  # fmt: skip
+    about = manifest.get(ABOUT)
+    memory = about.get("memory") if isinstance(about, dict) else None
+    return {name: manifest.get(name) for name in names} | {"memory": memory}
 
 
 def _short(value: Any) -> str:

@@ -115,15 +115,25 @@ def bytes_per_token(
     observed
         Bytes that the observables take beyond that.
     """
-    costs = source.bytes_per_token()
-    return (
-        costs["activations"]
-        + layers_kept * costs["qk_per_layer"]
-        + hidden_kept * costs["hidden"]
-        + readouts * BYTES_PER_READOUT
-        + observed
-        + BYTES_PER_TOKEN_INDEX
+    parts = token_parts(
+        source, layers_kept=layers_kept, hidden_kept=hidden_kept, readouts=readouts, observed=observed
     )
+    return sum(parts.values())
+
+
+def token_parts(
+    source: AttentionSource, *, layers_kept: int, hidden_kept: int = 0, readouts: int = 1, observed: int = 0
+) -> dict[str, int]:
+    """The parts of :func:`bytes_per_token` by their names."""
+    costs = source.bytes_per_token()
+    return {
+        "activations of the model": costs["activations"],
+        "q and k kept of layers": layers_kept * costs["qk_per_layer"],
+        "hidden states kept": hidden_kept * costs["hidden"],
+        "readouts": readouts * BYTES_PER_READOUT,
+        "observables": observed,
+        "tokens and their places": BYTES_PER_TOKEN_INDEX,
+    }
 
 
 def cell_bytes(source: AttentionSource, tokens: int, **kept: int) -> int:

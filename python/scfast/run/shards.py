@@ -20,6 +20,7 @@ from scfast.analyses.base import Accumulator, RowWriter
 from scfast.models.base import AttentionSource, Tokens
 from scfast.observables.base import Observable
 from scfast.run.array_files import DamagedFileError
+from scfast.run.budget import Budget
 from scfast.run.collect import Collector
 from scfast.run.counts import Counts
 from scfast.run.fingerprint import fingerprint
@@ -54,6 +55,10 @@ class ShardedRun:
         What the bar is called.
     progress
         Show a bar. Default: on a terminal.
+    lengths
+        int64 [cells]: tokens of each row of the data; for an estimate of the time.
+    budget
+        The memory for which the plan was made; noted beside it.
     """
 
     source: AttentionSource
@@ -64,6 +69,21 @@ class ShardedRun:
     options: Mapping[str, Any]
     label: str
     progress: bool | None = None
+    lengths: np.ndarray | None = None
+    budget: Budget | None = None
+
+    def fresh(self) -> dict[str, Accumulator | RowWriter]:
+        """The analyses, of which accumulators have seen nothing."""
+        return {name: _fresh(x) if isinstance(x, Accumulator) else x for name, x in self.analyses.items()}
+
+    def parts(self) -> dict[str, int]:
+        """Bytes of every part of the budget: see :meth:`scfast.run.budget.Budget.parts`."""
+        if self.budget is None:
+            return {}
+        tokens = 0
+        if self.lengths is not None and self.plan.n_batches:
+            tokens = int(np.add.reduceat(self.lengths[self.plan.rows], self.plan.offsets[:-1]).max())
+        return self.budget.parts(self.source, tokens, self.options["kept"])
 
     def identity(self) -> dict[str, Any]:
         """What the results depend on."""
@@ -169,7 +189,7 @@ class ShardedRun:
         self, ledger: Ledger, shard: int, done: Callable[[int], object]
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """The arrays and the note of one shard, run as it was when memory ran out before."""
-        fresh = {name: _fresh(x) if isinstance(x, Accumulator) else x for name, x in self.analyses.items()}
+        fresh = self.fresh()
         plan, first = self.plan.shard(shard), int(self.plan.shard_starts[shard])
         cuts, blocks = ledger.revision(shard)
 

@@ -53,14 +53,24 @@ class Store:
     left_out: list[tuple[str, tuple[int, int], str]] = field(default_factory=list)
     _runs: int = field(default=0, repr=False)
 
+    @property
+    def plans_only(self) -> bool:
+        """Whether nothing is run here, so that there are no results to write."""
+        return False
+
     def execute(self, run: ShardedRun) -> Results:
         """Run, or continue, the next of this folder's runs."""
-        self._runs += 1
-        name = f"{self._runs}-{re.sub(r'[^A-Za-z0-9]+', '-', run.label).strip('-')}"
-        ledger = Ledger.open(self.folder / name, run.identity(), run.plan.n_shards)
+        name = self._name_next(run)
+        about = {"memory": run.budget and run.budget.granted, "parts": run.parts()}
+        ledger = Ledger.open(self.folder / name, run.identity(), run.plan.n_shards, about)
         results = run.execute(ledger, self.part, self.tries, wait=self.wait)
         self.left_out += [(name, rows, reason) for rows, reason in results.left_out.items()]
         return results
+
+    def _name_next(self, run: ShardedRun) -> str:
+        """The folder of the next run."""
+        self._runs += 1
+        return f"{self._runs}-{re.sub(r'[^A-Za-z0-9]+', '-', run.label).strip('-')}"
 
     def granted_memory(self, memory: str | int | None, device: torch.device) -> int:
         """As :func:`scfast.run.granted_memory`; what is free on a GPU is asked once, and noted in the folder.
@@ -92,6 +102,16 @@ _CURRENT: ContextVar[Store | None] = ContextVar("scfast_store", default=None)
 def current_store() -> Store | None:
     """The store of the innermost :func:`resumable` block."""
     return _CURRENT.get()
+
+
+@contextmanager
+def using(store: Store) -> Iterator[None]:
+    """Make a store the current one."""
+    token = _CURRENT.set(store)
+    try:
+        yield
+    finally:
+        _CURRENT.reset(token)
 
 
 def granted_memory(memory: str | int | None, device: torch.device) -> int:
@@ -159,8 +179,5 @@ def resumable(
     if not 0 <= index < count:
         raise ValueError(f"part={part} must be (i, n) with 0 <= i < n")
     store = Store(Path(folder).expanduser(), shard_cells, part, tries, wait)
-    token = _CURRENT.set(store)
-    try:
+    with using(store):
         yield store
-    finally:
-        _CURRENT.reset(token)

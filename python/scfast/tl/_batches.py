@@ -24,6 +24,7 @@ from scfast.run import (
     parse_memory,
     run,
 )
+from scfast.run.budget import Budget
 from scfast.run.memory import fit
 
 
@@ -59,6 +60,10 @@ class Batches:
         What is kept of a token: arguments of :func:`scfast.run.memory.bytes_per_token`.
     how
         What the user asked for.
+    lengths
+        int64 [cells]: tokens of each row of the data.
+    budget
+        The memory for which the plan was made.
     """
 
     source: AttentionSource
@@ -67,6 +72,8 @@ class Batches:
     plan: Plan
     kept: Mapping[str, int]
     how: Conditions
+    lengths: np.ndarray
+    budget: Budget
 
     def run(
         self,
@@ -86,7 +93,7 @@ class Batches:
             )  # fmt: skip
         sharded = ShardedRun(
             self.source, self.counts, analyses, self.plan, observe, label=label, progress=self.how.progress,
-            options={
+            lengths=self.lengths, budget=self.budget, options={
                 "tokens": self.tokens, "backend": self.how.backend, "kept": self.kept, "gradients": gradients,
             },
         )  # fmt: skip
@@ -166,9 +173,10 @@ def make_batches(
         "layers_kept": layers_kept, "hidden_kept": hidden_kept, "readouts": readouts, "observed": observed,
     }  # fmt: skip
     on_cpu = source.device.type == "cpu"  # else results do not take memory where the model runs
+    budget = Budget(granted_memory(how.memory, source.device), results_bytes if on_cpu else 0)
     fitted = fit(
-        source, granted_memory(how.memory, source.device), int(found.lengths[rows].max()), in_blocks=in_blocks,
-        reserved=results_bytes if on_cpu else 0, **kept,
+        source, budget.granted, int(found.lengths[rows].max()), in_blocks=in_blocks, reserved=budget.results,
+        **kept,
     )  # fmt: skip
     store = current_store()
     plan = make_plan(
@@ -176,7 +184,7 @@ def make_batches(
         dtype=str(source.dtype).removeprefix("torch."), block_tokens=fitted.block_tokens,
         shard_cells=counts.shard_cells if store is None else store.shard_cells,
     )  # fmt: skip
-    return Batches(fitted.source, counts, found.tokens, plan, kept, how)
+    return Batches(fitted.source, counts, found.tokens, plan, kept, how, found.lengths, budget)
 
 
 def given(**arguments: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from scipy import sparse
 from scfast import models
 from scfast.analyses import Strata
 from scfast.models.base import AttentionSource
-from scfast.run import Counts, StoredCounts, TokenSurvey, default_device, resolve_device
+from scfast.run import Counts, StoredCounts, TokenSurvey, current_store, default_device, resolve_device
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -236,7 +236,13 @@ def _some(names: list[str]) -> str:
 
 
 def commit(adata: AnnData, **written: dict[str, Any]) -> None:
-    """Write results, such as ``layers={key: matrix}``; when one fails, or on Ctrl-C, all are taken back."""
+    """Write results, such as ``layers={key: matrix}``; when one fails, or on Ctrl-C, all are taken back.
+
+    Inside :func:`scfast.run.planning` there are none.
+    """
+    store = current_store()
+    if store is not None and store.plans_only:
+        return
     before: list[tuple[str, str, bool, Any]] = []
     try:
         for slot, values in written.items():
