@@ -6,12 +6,14 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from scfast.cli.clusters import connect, parse_dask
 from scfast.cli.console import Console
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ class Keeping:
     ----------
     out
         Folder of the results.
-    shard_cells, workers, threads, fresh
+    shard_cells, workers, threads, fresh, dask
         As given.
     part
         (i, n), of one of n processes that share the folder.
@@ -46,6 +48,7 @@ class Keeping:
     workers: int
     threads: int | None
     fresh: bool
+    dask: str | None
     part: tuple[int, int] | None
     worker: bool
 
@@ -53,23 +56,33 @@ class Keeping:
     def from_options(cls, out: Path, options: dict[str, Any]) -> Keeping:
         """Takes its options out of ``options``."""
         part, worker = options.pop("part"), options.pop("worker")
-        mine = {name: options.pop(name) for name in ("shard_cells", "workers", "threads", "fresh")}
+        mine = {name: options.pop(name) for name in ("shard_cells", "workers", "threads", "fresh", "dask")}
         if part and mine["workers"] > 1:
             raise ValueError("--part and --workers exclude each other: a part of a run is one process")
         if part and mine["fresh"]:
             raise ValueError(
                 "--fresh and --part exclude each other: remove the folder before the parts are started"
             )
+        if mine["dask"] is not None:
+            if part or mine["workers"] > 1:
+                raise ValueError(
+                    "--dask, --workers and --part exclude each other: name one way to share the run"
+                )
+            parse_dask(mine["dask"])
         if mine["threads"] is None and mine["workers"] > 1:
             mine["threads"] = max(1, (os.cpu_count() or 1) // mine["workers"])
         return cls(out, part=parse_part(worker or part), worker=worker is not None, **mine)
 
     def describe(self) -> str:
         """Where the run is kept, and who runs it."""
-        who = f"part {self.part[0]} of {self.part[1]}" if self.part else f"{self.workers} workers"
-        return f"{self.out / FOLDER}, every {self.shard_cells:,} cells" + (
-            f"; {who}" if self.part or self.workers > 1 else ""
-        )
+        who = ""
+        if self.part:
+            who = f"; part {self.part[0]} of {self.part[1]}"
+        elif self.dask:
+            who = f"; Dask, {self.dask}"
+        elif self.workers > 1:
+            who = f"; {self.workers} workers"
+        return f"{self.out / FOLDER}, every {self.shard_cells:,} cells{who}"
 
     def compute(self, go: Callable[[], None], console: Console, device: str) -> list[Any]:
         """Run ``go``, a tool, under a store; with workers after they have run its shards.
@@ -88,16 +101,20 @@ class Keeping:
 
         from scfast.run import PartDone, Stopped, resumable
 
-        folder = self.out / FOLDER
-        if self.threads is not None:
-            torch.set_num_threads(self.threads)
+        folder, threads = self.out / FOLDER, self.threads
         if self.fresh and not self.worker:
             shutil.rmtree(folder, ignore_errors=True)
         try:
             if self.workers > 1 and not self.worker:
                 self._share(folder, console, device)
-            part = self.part or (0, 1)
-            with resumable(folder, shard_cells=self.shard_cells, part=part, wait=self.worker) as store:
+            options: dict[str, Any] = {"part": self.part or (0, 1), "wait": self.worker}
+            with ExitStack() as stack:
+                if self.dask is not None:
+                    cluster = connect(parse_dask(self.dask), threads, device)
+                    options["dask"], threads = stack.enter_context(cluster)
+                if threads is not None:
+                    torch.set_num_threads(threads)
+                store = stack.enter_context(resumable(folder, shard_cells=self.shard_cells, **options))
                 go()
         except Stopped as stopped:
             click.echo(f"{stopped}; the same command goes on from there", err=True)
@@ -166,6 +183,10 @@ def keeping_options(function: Any) -> Any:
         click.option(
             "--part", help="I/N, from 0: as one of N processes with the same -o, as in a job array, run shards I, I+N,"
             " ...; the same command without it merges them.",
+        ),
+        click.option(
+            "--dask", help="Have the workers of a Dask cluster run it: tcp://HOST:8786, a scheduler file, or local:N"
+            " for N processes here.",
         ),
         click.option(
             "--shard-cells", type=click.IntRange(1), default=4096, show_default=True,

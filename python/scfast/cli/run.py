@@ -48,6 +48,7 @@ def command(dry_run: bool, as_json: bool | None, **options: Any) -> None:
       scfast run cells.h5ad --model uce:UCE --model-option species=mouse --model-option seed=1 -o results
       scfast run cells.h5ad --model geneformer:my_model --device cuda:1 --memory 20GB -o results
       scfast run atlas.h5ad --model geneformer:my_model --workers 4 -o results
+      scfast run atlas.h5ad --model geneformer:my_model --dask tcp://10.0.0.1:8786 -o results
       scfast run atlas.h5ad --model geneformer:my_model --part $SLURM_ARRAY_TASK_ID/16 -o results
       scfast run cells.h5ad --model geneformer:my_model -o results --dry-run
     """  # noqa: D301

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from itertools import pairwise
 
 import numpy as np
@@ -195,7 +197,7 @@ def make_plan(
         raise ValueError(
             f"a cell of {longest} tokens does not fit a budget of {token_budget} tokens: grant more memory"
         )
-    on_gpu = device is not None and device.type == "cuda"
+    on_gpu, around = device is not None and device.type == "cuda", surroundings(device)
     if max_batch_tokens is None:
         max_batch_tokens = MAX_BATCH_TOKENS_GPU if on_gpu else MAX_BATCH_TOKENS
     limit = min(token_budget, max(longest, max_batch_tokens))
@@ -215,11 +217,25 @@ def make_plan(
         token_budget=limit,
         threads=torch.get_num_threads(),
         dtype=dtype,
-        instruction_set=_kernels.instruction_set(),
+        instruction_set=around["instruction_set"],
         seed=seed,
-        device=torch.cuda.get_device_name(device) if on_gpu else "cpu",
+        device=around["device"],
         block_tokens=block_tokens,
     )
+
+
+def surroundings(device: torch.device | None = None) -> dict[str, str]:
+    """What results depend on beside the plan: this machine, and its packages."""
+    on_gpu = device is not None and device.type == "cuda"
+    return {
+        "scfast": version("scfast"),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "machine": platform.machine(),
+        "instruction_set": _kernels.instruction_set(),
+        "torch kernels": torch.backends.cpu.get_cpu_capability(),
+        "device": torch.cuda.get_device_name(device) if on_gpu else "cpu",
+    }
 
 
 def _batches(lengths: np.ndarray, limit: int) -> np.ndarray:

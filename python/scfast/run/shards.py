@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from importlib.metadata import version
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,13 +19,17 @@ from scfast.models.base import AttentionSource, Tokens
 from scfast.observables.base import Observable
 from scfast.run.array_files import DamagedFileError
 from scfast.run.budget import Budget
+from scfast.run.cluster import share
 from scfast.run.collect import Collector
 from scfast.run.counts import Counts
 from scfast.run.fingerprint import fingerprint
 from scfast.run.ledger import Ledger
-from scfast.run.plan import Plan
+from scfast.run.plan import Plan, surroundings
 from scfast.run.runner import Results, Visited, visit
 from scfast.run.stopping import Stopped, stop_on_signal
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 _LOG = logging.getLogger(__name__)
 
@@ -93,6 +95,7 @@ class ShardedRun:
             for name, x in self.analyses.items()
         }
         return {
+            **surroundings(self.source.device),
             **self.plan.conditions(),
             "plan": self.plan.hash,
             "model": self.source.name,
@@ -100,15 +103,20 @@ class ShardedRun:
             "cells and genes": fingerprint(self.counts),
             "analysis": fingerprint(kept, self.observables(tokens)),
             "backend": self.options.get("backend", "auto"),
-            "scfast": version("scfast"),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "machine": platform.machine(),
-            "torch kernels": torch.backends.cpu.get_cpu_capability(),
         }
 
+    def to(self, device: torch.device | str) -> ShardedRun:
+        """The same run with the model on another device."""
+        return replace(self, source=self.source.to(device))
+
     def execute(
-        self, ledger: Ledger, part: tuple[int, int] = (0, 1), tries: int = 3, *, wait: bool = False
+        self,
+        ledger: Ledger,
+        part: tuple[int, int] = (0, 1),
+        tries: int = 3,
+        *,
+        wait: bool = False,
+        client: Client | None = None,
     ) -> Results:
         """Run what is missing, and merge.
 
@@ -122,6 +130,8 @@ class ShardedRun:
             A shard that failed so often is left out.
         wait
             Wait for other workers' shards as long as the process that started this one is there.
+        client
+            Of a Dask cluster, whose workers run the shards.
 
         Returns
         -------
@@ -151,10 +161,13 @@ class ShardedRun:
                 except DamagedFileError as error:
                     _LOG.warning("%s; it was set aside, and is run again", error)
                     continue
-            self._run(ledger, mine)
+            if client is None:
+                self._run(ledger, mine)
+            else:
+                share(self, ledger, mine, tries, client)
 
     def _run(self, ledger: Ledger, shards: Sequence[int]) -> None:
-        """Run shards; one that fails is noted, but the first of all raises: it is the run that is wrong."""
+        """Run shards, one after the other."""
         cells = np.diff(self.plan.shard_starts)
         total, ready = self.plan.n_cells, int(cells[ledger.finished()].sum())
         disable = None if self.progress is None else not self.progress
@@ -168,22 +181,45 @@ class ShardedRun:
                 stop.check()
 
             for shard in shards:
-                if ledger.path(shard).exists():
-                    continue
-                ledger.begin(shard)
-                try:
-                    visited = self._visit(ledger, shard, done)
-                except (KeyboardInterrupt, Stopped):
-                    ledger.take_back(shard)
-                    raise
-                except Exception as error:
-                    ledger.failed(shard, f"{type(error).__name__}: {error}")
-                    if not ledger.finished():
-                        raise
-                    _LOG.warning("shard %d failed (attempt %d): %s", shard, ledger.attempts(shard), error)
-                    continue
-                ledger.store(shard, *visited)
+                reason = self.run_shard(ledger, shard, done)
+                if reason:
+                    _LOG.warning("shard %d failed (attempt %d): %s", shard, ledger.attempts(shard), reason)
                 stop.check()
+
+    def run_shard(self, ledger: Ledger, shard: int, done: Callable[[int], object] = lambda n: None) -> str:
+        """Run one shard, unless it is finished.
+
+        Parameters
+        ----------
+        ledger
+            Where it is kept.
+        shard
+            Which.
+        done
+            Called with the number of cells of each batch.
+
+        Returns
+        -------
+        str
+            Why it failed, which is noted; empty where it did not. The first of all shards raises: then it is the run
+            that is wrong.
+        """
+        if ledger.path(shard).exists():
+            return ""
+        ledger.begin(shard)
+        try:
+            visited = self._visit(ledger, shard, done)
+        except (KeyboardInterrupt, Stopped):
+            ledger.take_back(shard)
+            raise
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            ledger.failed(shard, reason)
+            if not ledger.finished():
+                raise
+            return reason
+        ledger.store(shard, *visited)
+        return ""
 
     def _visit(
         self, ledger: Ledger, shard: int, done: Callable[[int], object]

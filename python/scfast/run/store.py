@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -18,6 +19,9 @@ from scfast.run.atomic import publish
 from scfast.run.ledger import Ledger
 from scfast.run.runner import Results
 from scfast.run.shards import ShardedRun
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 #: Rows of the data in a shard: minutes of a model's work.
 SHARD_CELLS = 4096
@@ -41,6 +45,8 @@ class Store:
         (i, n): run shards i, i + n, ... only.
     tries, wait
         See :meth:`~scfast.run.shards.ShardedRun.execute`.
+    dask
+        Client of the cluster whose workers run the shards; None: this process does.
     left_out
         What could not be run, so far: the run's name, (first, last + 1) of the rows, and why.
     """
@@ -50,6 +56,7 @@ class Store:
     part: tuple[int, int] = (0, 1)
     tries: int = TRIES
     wait: bool = False
+    dask: Client | None = None
     left_out: list[tuple[str, tuple[int, int], str]] = field(default_factory=list)
     _runs: int = field(default=0, repr=False)
 
@@ -63,7 +70,7 @@ class Store:
         name = self._name_next(run)
         about = {"memory": run.budget and run.budget.granted, "parts": run.parts()}
         ledger = Ledger.open(self.folder / name, run.identity(), run.plan.n_shards, about)
-        results = run.execute(ledger, self.part, self.tries, wait=self.wait)
+        results = run.execute(ledger, self.part, self.tries, wait=self.wait, client=self.dask)
         self.left_out += [(name, rows, reason) for rows, reason in results.left_out.items()]
         return results
 
@@ -139,6 +146,7 @@ def resumable(
     part: tuple[int, int] = (0, 1),
     tries: int = TRIES,
     wait: bool = False,
+    dask: Client | None = None,
 ) -> Iterator[Store]:
     """Keep what the tools in this block compute, shard by shard; the same block run again goes on where it ended.
 
@@ -159,11 +167,16 @@ def resumable(
         A shard that failed so often, or whose process ended so often, is left out; a warning names its rows.
     wait
         Where others' shards are missing, wait for them, and go on.
+    dask
+        A :class:`distributed.Client`: the shards are run by the workers of its cluster, each of which takes one at a
+        time with ``torch.get_num_threads()`` threads of this process, and must see ``folder`` under the same path.
+        Counts in memory, and the model, are written there once; those of :func:`scfast.io.open` are read where
+        they are. Workers may come and go.
 
     Raises
     ------
     ValueError
-        Fewer than one row in a shard, or a part that there is not.
+        Fewer than one row in a shard, or a part that there is not, or one beside ``dask``.
 
     Examples
     --------
@@ -178,6 +191,8 @@ def resumable(
     index, count = part
     if not 0 <= index < count:
         raise ValueError(f"part={part} must be (i, n) with 0 <= i < n")
-    store = Store(Path(folder).expanduser(), shard_cells, part, tries, wait)
+    if dask is not None and count > 1:
+        raise ValueError(f"part={part} and dask exclude each other: a cluster runs all shards")
+    store = Store(Path(folder).expanduser(), shard_cells, part, tries, wait, dask)
     with using(store):
         yield store

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from scipy import sparse
 
 from scfast.run.counts import Counts
@@ -190,6 +192,17 @@ class StoredCounts(Counts):
             block.eliminate_zeros()
         return block
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """The place of the file in place of what it holds, for another process on the same file system."""
+        group = self._group
+        file = getattr(getattr(group, "file", None), "filename", None)
+        kind = "h5ad" if file is not None else "zarr"
+        path = file if file is not None else getattr(group.store, "root", None)
+        if path is None:
+            raise TypeError(f"{self.name} is no file that another process could open")
+        where = (kind, os.path.abspath(os.fspath(path)), group.name)
+        return _reopened, (*where, self.var, self.n_counts, self.block_cells)
+
     def fingerprint_parts(self) -> tuple[Any, ...]:
         """What tells these counts from others without reading all of them."""
         ends = [
@@ -198,6 +211,22 @@ class StoredCounts(Counts):
             for at in (slice(0, _LOOKED_AT), slice(max(0, int(self._indptr[-1]) - _LOOKED_AT), None))
         ]
         return (self.matrix.shape, self._indptr, ends, self.var, self.n_counts)
+
+
+def _reopened(
+    kind: str, path: str, name: str, var: pd.DataFrame, n_counts: np.ndarray | None, block_cells: int
+) -> StoredCounts:
+    from anndata.io import sparse_dataset
+
+    if kind == "h5ad":
+        import h5py
+
+        root = h5py.File(path, "r")
+    else:
+        import zarr
+
+        root = zarr.open_group(path, mode="r")
+    return StoredCounts(sparse_dataset(root[name.strip("/")]), var, n_counts, block_cells)
 
 
 def _run_of_rows(block: sparse.csr_matrix, first: int, last: int) -> sparse.csr_matrix:
