@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import signal
+from contextlib import nullcontext
 from dataclasses import replace
 from multiprocessing import forkserver
 from pathlib import Path
@@ -24,6 +26,8 @@ from scfast.run.stored import StoredCounts
 from tests.run.test_shards import N_SHARDS, bits, go, sharded
 from tests.toy import toy_adata, toy_source
 
+PAGE = Path(__file__).parents[2] / "docs" / "long_runs.md"
+
 
 @pytest.fixture(scope="module")
 def workers():
@@ -33,7 +37,7 @@ def workers():
     with (
         dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}),
         distributed.LocalCluster(
-            n_workers=1, threads_per_worker=2, memory_limit=0, dashboard_address=None
+            n_workers=1, threads_per_worker=2, memory_limit=0, dashboard_address=":0"
         ) as local,
         distributed.Client(local),
     ):
@@ -190,3 +194,16 @@ def test_parts_and_a_cluster_exclude_each_other(tmp_path):
         resumable(tmp_path, part=(0, 2), dask=object()),
     ):
         pass
+
+
+def test_the_page_runs(client, tmp_path, monkeypatch):
+    """What docs/long_runs.md says of Python, on the cluster that is there."""
+    (code,) = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), flags=re.M | re.S)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(distributed, "LocalCluster", lambda **options: nullcontext())
+    monkeypatch.setattr(distributed, "Client", lambda cluster: nullcontext(client))
+    adata = toy_adata().copy()
+    adata.obs["cell_type"] = adata.obs["type"]
+    exec(compile(code, PAGE.name, "exec"), {"adata": adata, "model": toy_source()})
+    assert "rollout" in adata.varm
+    assert list((tmp_path / "rollout.run").glob("1-rollout/shard-*"))

@@ -67,7 +67,7 @@ def connect(where: int | str, threads: int | None, device: str) -> Iterator[tupl
             )
         threads = threads or max(1, (os.cpu_count() or 1) // where)
         cluster = distributed.LocalCluster(  # memory is --memory's business
-            n_workers=where, threads_per_worker=threads, memory_limit=0, dashboard_address=None
+            n_workers=where, threads_per_worker=threads, memory_limit=0, dashboard_address=":0"
         )
         with cluster, distributed.Client(cluster) as client:
             yield client, threads
