@@ -70,7 +70,7 @@ class Strata:
             self.n_groups == other.n_groups
             and self.replicated == other.replicated
             and np.array_equal(self.group, other.group)
-            and np.array_equal(self.of_row, other.of_row)
+            and (self.of_row is other.of_row or np.array_equal(self.of_row, other.of_row))
         )
         if not same:
             raise ValueError(
@@ -80,10 +80,10 @@ class Strata:
             )
 
     def state(self) -> dict[str, np.ndarray]:
-        """Named arrays, for the state of an accumulator."""
+        """Named arrays, for the state of an accumulator: these themselves, which nobody changes."""
         return {
-            "strata_of_row": self.of_row.copy(),
-            "strata_group": self.group.copy(),
+            "strata_of_row": self.of_row,
+            "strata_group": self.group,
             "strata_options": np.array([self.n_groups, self.replicated], dtype=np.int64),
         }
 

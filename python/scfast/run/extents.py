@@ -18,7 +18,9 @@ Extent = tuple[int, int, int]
 _CHECKSUM, _NOT_WRITTEN = 4, 2**64 - 1
 
 
-def reader_of(array: Any) -> Callable[[int, int], np.ndarray]:
+def reader_of(
+    array: Any, empty: Callable[[int, np.dtype], np.ndarray] = np.empty
+) -> Callable[[int, int], np.ndarray]:
     """What reads ``array[start:stop]``, by the bytes of its files where they are the values themselves.
 
     HDF5 and zarr copy what they read from buffer to buffer, HDF5 chunk by chunk under a lock of its own and zarr in a
@@ -29,14 +31,16 @@ def reader_of(array: Any) -> Callable[[int, int], np.ndarray]:
     ----------
     array
         One-dimensional: a dataset of h5py, or an array of zarr.
+    empty
+        Gives the memory for so many values of a dtype.
     """
     places = found(array)
 
     def read(start: int, stop: int) -> np.ndarray:
-        values = np.empty(stop - start, dtype=array.dtype)
-        if places is not None and start < stop and places.fill(values.data.cast("B"), start, stop):
-            return values
-        return np.asarray(array[start:stop])
+        values = empty(stop - start, array.dtype)
+        if start < stop and not (places is not None and places.fill(values.data.cast("B"), start, stop)):
+            values[...] = array[start:stop]
+        return values
 
     return read
 

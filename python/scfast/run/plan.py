@@ -85,7 +85,8 @@ class Plan:
     def shard(self, index: int) -> Plan:
         """The plan of one shard alone."""
         start, stop = self.shard_starts[index : index + 2]
-        offsets = self.offsets[(self.offsets >= start) & (self.offsets <= stop)] - start
+        first, last = np.searchsorted(self.offsets, start), np.searchsorted(self.offsets, stop, side="right")
+        offsets = self.offsets[first:last] - start
         return replace(
             self,
             rows=self.rows[start:stop],
@@ -102,7 +103,7 @@ class Plan:
         """Fingerprint of everything above, sha256 in hexadecimal."""
         digest = hashlib.sha256()
         for array in (self.rows, self.offsets, self.shard_rows, self.shard_starts, self.cells_in_blocks):
-            digest.update(np.ascontiguousarray(array, dtype="<i8").tobytes())
+            digest.update(np.ascontiguousarray(array, dtype="<i8").data)
         digest.update(json.dumps(self.conditions(), sort_keys=True).encode())
         return digest.hexdigest()
 
@@ -159,7 +160,7 @@ def make_plan(
     Parameters
     ----------
     lengths
-        int64 [cells]: tokens of each row of the data.
+        Whole numbers [cells]: tokens of each row of the data.
     token_budget
         Tokens that fit into memory at once.
     rows
@@ -190,8 +191,9 @@ def make_plan(
     >>> [[batch.tolist() for batch in halves.shard(i).batches()] for i in range(halves.n_shards)]
     [[[1, 0]], [[3, 2]]]
     """
-    lengths = np.asarray(lengths, dtype=np.int64)
-    rows = np.arange(len(lengths)) if rows is None else np.asarray(rows, dtype=np.int64)
+    lengths = np.asarray(lengths)
+    n_cells = len(lengths)
+    rows = np.arange(n_cells) if rows is None else np.asarray(rows, dtype=np.int64)
     longest = int(lengths[rows].max(initial=0))
     if longest > token_budget:
         raise ValueError(
@@ -201,19 +203,21 @@ def make_plan(
     if max_batch_tokens is None:
         max_batch_tokens = MAX_BATCH_TOKENS_GPU if on_gpu else MAX_BATCH_TOKENS
     limit = min(token_budget, max(longest, max_batch_tokens))
-    n_cells = len(lengths)
-    bounds = np.append(np.arange(0, max(n_cells, 1), shard_cells or max(n_cells, 1)), n_cells)
-    order, starts, offsets = [], [0], [np.zeros(1, dtype=np.int64)]
-    for first, last in pairwise(bounds):
-        inside = rows[(rows >= first) & (rows < last)]
-        order.append(inside[np.argsort(-lengths[inside], kind="stable")])
-        offsets.append(starts[-1] + _batches(lengths[order[-1]], limit))
-        starts.append(starts[-1] + len(inside))
+    size = shard_cells or max(n_cells, 1)
+    bounds = np.append(np.arange(0, max(n_cells, 1), size), n_cells)
+    if (rows[1:] < rows[:-1]).any():  # to their shards, in the order in which they were given
+        rows = rows[np.argsort(rows // size, kind="stable")]
+    starts = np.searchsorted(rows, bounds)
+    order, offsets = np.empty_like(rows), [np.zeros(1, dtype=np.int64)]
+    for start, stop in pairwise(starts):
+        inside = rows[start:stop]
+        order[start:stop] = inside[np.argsort(-lengths[inside], kind="stable")]
+        offsets.append(start + _batches(lengths[order[start:stop]], limit))
     return Plan(
-        rows=np.concatenate(order),
+        rows=order,
         offsets=np.concatenate(offsets),
         shard_rows=bounds.astype(np.int64),
-        shard_starts=np.array(starts, dtype=np.int64),
+        shard_starts=starts.astype(np.int64),
         token_budget=limit,
         threads=torch.get_num_threads(),
         dtype=dtype,

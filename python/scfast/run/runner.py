@@ -31,9 +31,9 @@ class TokenSurvey:
     Attributes
     ----------
     lengths
-        int64 [cells]: tokens of each cell.
+        int32 [cells]: tokens of each cell.
     gene_tokens
-        int64 [cells]: those that stand for a gene.
+        int32 [cells]: those that stand for a gene.
     holds
         bool [cells]: whether the cell has a token of the gene, or of one of the genes, asked about.
     tokens
@@ -67,12 +67,12 @@ def survey(
         Column of a gene to look for in every cell, or of several of which a cell needs one.
     """
     n_cells, step = counts.n_cells, _rows_ahead(source)
-    lengths, gene_tokens = np.zeros((2, n_cells), dtype=np.int64)
+    lengths, gene_tokens = np.zeros((2, n_cells), dtype=np.int32)
     holds = np.zeros(n_cells, dtype=bool)
     tokens, digest, repeats = None, hashlib.blake2b(digest_size=16), False
     for start in range(0, n_cells, step):
         rows = np.arange(start, min(start + step, n_cells))
-        _, tokens = counts.tokenize(source, rows)
+        tokens = counts.tokenize(source, rows)[1]
         lengths[rows] = tokens.lengths
         column, here = tokens.gene_index.numpy(), lengths[rows]
         digest.update(_marks(column, tokens.positions.numpy(), here).tobytes())
@@ -85,7 +85,7 @@ def survey(
             repeats = bool((pairs[1:] == pairs[:-1]).any())
         if gene is not None:
             holds[rows] = _per_cell(is_gene & np.isin(column, gene), here) > 0
-    digest.update(lengths.tobytes())
+    digest.update(lengths.data)
     kept = tokens if n_cells <= step else None
     return TokenSurvey(lengths, gene_tokens, holds, kept, digest.hexdigest(), repeats)
 
@@ -251,9 +251,11 @@ def _pieces(source: AttentionSource, counts: Counts, plan: Plan, tokens: Tokens 
             yield Piece(start, rows, counts.take(rows)[0], tokens.select(rows), blocks.get(start, 0))
         return
     waiting: list[tuple[int, np.ndarray]] = []
+    ends = set(plan.shard_starts.tolist())  # so that cells of two shards are not needed at once
     for number, rows in enumerate(plan.batches()):
         waiting.append((starts[number], rows))
-        if sum(len(batch) for _, batch in waiting) < _rows_ahead(source) and number + 1 < plan.n_batches:
+        more = sum(len(batch) for _, batch in waiting) < _rows_ahead(source)
+        if more and starts[number + 1] not in ends:
             continue
         ahead = np.concatenate([batch for _, batch in waiting])
         block, made = counts.tokenize(source, ahead)

@@ -257,7 +257,7 @@ class ShardedRun:
         return {
             key: array
             for key, array in analysis.state().items()
-            if key not in empty or not np.array_equal(array, empty[key], equal_nan=array.dtype.kind == "f")
+            if not (key in empty and _same(array, empty[key]))
         }
 
     def _merge(self, ledger: Ledger) -> Results:
@@ -316,6 +316,10 @@ class ShardedRun:
 def _fresh(analysis: Accumulator) -> Accumulator:
     """One like it, which can be added to while it stays as it is."""
     return type(analysis).from_state(analysis.state())
+
+
+def _same(first: np.ndarray, second: np.ndarray) -> bool:
+    return first is second or np.array_equal(first, second, equal_nan=first.dtype.kind == "f")
 
 
 def _rows(visited: Visited, name: str) -> dict[str, np.ndarray]:

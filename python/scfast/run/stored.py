@@ -7,17 +7,21 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from scfast.run.buffers import Buffers, release_freed
 from scfast.run.counts import Counts
 from scfast.run.extents import reader_of
 
 #: Rows read at once, and kept.
 BLOCK_CELLS = 4096
+#: Row pointers read at once: 8 MB.
+POINTERS_AT_ONCE = 2**20
 #: Values at both ends of the data that tell one file from another.
 _LOOKED_AT = 2**14
 
@@ -41,8 +45,10 @@ class StoredCounts(Counts):
     """
 
     block_cells: int = BLOCK_CELLS
-    _indptr: np.ndarray = field(init=False, repr=False)
     _readers: tuple[Callable[[int, int], np.ndarray], ...] = field(init=False, repr=False)
+    _starts: np.ndarray = field(init=False, repr=False)  # int64 [blocks + 1]: first value of each block
+    _sizes: np.ndarray = field(init=False, repr=False)  # uint16 or more [cells]: values of each row
+    _buffers: Buffers = field(init=False, repr=False, default_factory=Buffers)
     _blocks: OrderedDict[int, sparse.csr_matrix] = field(init=False, repr=False, default_factory=OrderedDict)
     _coming: dict[int, Future[sparse.csr_matrix]] = field(init=False, repr=False, default_factory=dict)
     _reader: ThreadPoolExecutor = field(
@@ -50,8 +56,11 @@ class StoredCounts(Counts):
     )
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_indptr", self._row_pointers())
-        readers = tuple(reader_of(self._group[part]) for part in ("data", "indices"))
+        starts, sizes = self._row_pointers()
+        object.__setattr__(self, "_starts", starts)
+        object.__setattr__(self, "_sizes", sizes)
+        empty = partial(self._buffers.empty, room=int(np.diff(starts).max(initial=0)))
+        readers = tuple(reader_of(self._group[part], empty) for part in ("data", "indices"))
         object.__setattr__(self, "_readers", readers)
 
     @property
@@ -70,37 +79,55 @@ class StoredCounts(Counts):
     def _group(self) -> Any:
         return self.matrix.group  # type: ignore[union-attr]
 
-    def _row_pointers(self) -> np.ndarray:
-        """int64 [cells + 1], checked."""
+    def _row_pointers(self) -> tuple[np.ndarray, np.ndarray]:
+        """First value of each block, and number of values of each row, checked; pointers would take four times that."""
         n_cells = self.n_cells
         missing = [part for part in ("data", "indices", "indptr") if part not in self._group]
         if missing:
             raise ValueError(f"{self.name} is damaged: it lacks {', '.join(missing)}")
-        sizes = {part: self._group[part].shape for part in ("data", "indices", "indptr")}
-        kinds = {part: np.dtype(self._group[part].dtype).kind for part in sizes}
+        shapes = {part: self._group[part].shape for part in ("data", "indices", "indptr")}
+        kinds = {part: np.dtype(self._group[part].dtype).kind for part in shapes}
         if kinds["data"] not in "fiub" or kinds["indices"] not in "iu" or kinds["indptr"] not in "iu":
-            types = ", ".join(f"{part} {self._group[part].dtype}" for part in sizes)
+            types = ", ".join(f"{part} {self._group[part].dtype}" for part in shapes)
             raise TypeError(
                 f"{self.name} is damaged: {types}; numbers, whole numbers and whole numbers are needed"
             )
-        if any(len(size) != 1 for size in sizes.values()) or sizes["indptr"] != (n_cells + 1,):
+        if any(len(shape) != 1 for shape in shapes.values()) or shapes["indptr"] != (n_cells + 1,):
             raise ValueError(
-                f"{self.name} is damaged: {n_cells} cells need {n_cells + 1} row pointers; sizes {sizes}"
+                f"{self.name} is damaged: {n_cells} cells need {n_cells + 1} row pointers; sizes {shapes}"
             )
+        stored = shapes["data"][0]
+        starts = np.zeros(-(-n_cells // self.block_cells) + 1, dtype=np.int64)
+        sizes = np.zeros(n_cells, dtype=np.uint16)
+        low, high, fall = 0, 0, -1
+        for first in range(0, n_cells + 1, POINTERS_AT_ONCE):
+            # with the one before, so that every step is seen
+            pointers = self._pointers(max(first - 1, 0), min(first + POINTERS_AT_ONCE, n_cells + 1))
+            low, high = int(pointers[0]) if first == 0 else low, int(pointers[-1])
+            steps, at = np.diff(pointers), max(first - 1, 0)
+            if fall < 0 and (steps < 0).any():
+                fall = at + int(np.argmax(steps < 0))
+            sizes = sizes.astype(
+                np.promote_types(sizes.dtype, np.min_scalar_type(steps.max(initial=0))), copy=False
+            )
+            sizes[at : at + len(steps)] = np.maximum(steps, 0)
+            block = np.arange(-(-at // self.block_cells), (at + len(steps)) // self.block_cells + 1)
+            starts[block] = pointers[block * self.block_cells - at]
+        starts[-1] = high
+        if low != 0 or fall >= 0 or high != stored or shapes["indices"] != shapes["data"]:
+            where = f" and fall at row {fall}" if fall >= 0 else ""
+            raise ValueError(
+                f"{self.name} is damaged, perhaps cut off: its row pointers go from {low} to {high}{where},"
+                f" with {stored} values and {shapes['indices'][0]} columns stored"
+            )
+        return starts, sizes
+
+    def _pointers(self, first: int, last: int) -> np.ndarray:
+        """int64: row pointers ``first`` to ``last - 1``."""
         try:
-            indptr = np.asarray(self._group["indptr"][:]).astype(np.int64)
+            return np.asarray(self._group["indptr"][first:last]).astype(np.int64, copy=False)
         except (OSError, ValueError, RuntimeError) as error:
             raise OSError(f"{self.name} is damaged: its row pointers cannot be read ({error})") from error
-        stored = sizes["data"][0]
-        steps = np.diff(indptr)
-        if indptr[0] != 0 or (steps < 0).any() or indptr[-1] != stored or sizes["indices"] != sizes["data"]:
-            falls = np.flatnonzero(steps < 0)
-            where = f" and fall at row {falls[0]}" if len(falls) else ""
-            raise ValueError(
-                f"{self.name} is damaged, perhaps cut off: its row pointers go from {indptr[0]} to {indptr[-1]}{where},"
-                f" with {stored} values and {sizes['indices'][0]} columns stored"
-            )
-        return indptr
 
     def take(self, rows: np.ndarray) -> tuple[sparse.csr_matrix, np.ndarray | None]:
         """CSR rows with sorted columns and no stored zeros, and their total counts.
@@ -137,26 +164,23 @@ class StoredCounts(Counts):
         return sparse.csr_matrix((0, self.matrix.shape[1]), dtype=self._group["data"].dtype)
 
     def _block(self, number: int, together: int) -> sparse.csr_matrix:
-        """A block of rows; ``together`` of them, and the one before, stay."""
-        block = self._blocks.get(number)
-        if block is None:
+        """A block of rows; ``together`` of them stay, and the next one is on its way."""
+        if number not in self._blocks:
+            while len(self._blocks) >= together:
+                self._blocks.popitem(last=False)
+            release_freed()
             coming = self._coming.pop(number, None)
-            block = self._read_block(number) if coming is None else coming.result()
-            self._blocks[number] = block
+            self._blocks[number] = self._read_block(number) if coming is None else coming.result()
             following = number + 1
             if following * self.block_cells < self.n_cells and following not in self._blocks:
                 self._coming.clear()  # who jumps about does not need what was to come
                 self._coming[following] = self._reader.submit(self._read_block, following)
         self._blocks.move_to_end(number)
-        while len(self._blocks) > together + 1:
-            self._blocks.popitem(last=False)
-        return block
+        return self._blocks[number]
 
     def _read_block(self, number: int) -> sparse.csr_matrix:
-        return self._read(number * self.block_cells, min((number + 1) * self.block_cells, self.n_cells))
-
-    def _read(self, first: int, last: int) -> sparse.csr_matrix:
-        start, stop = int(self._indptr[first]), int(self._indptr[last])
+        first, last = number * self.block_cells, min((number + 1) * self.block_cells, self.n_cells)
+        start, stop = (int(at) for at in self._starts[number : number + 2])
         try:
             data, columns = (read(start, stop) for read in self._readers)
         except (OSError, ValueError, RuntimeError) as error:
@@ -181,11 +205,11 @@ class StoredCounts(Counts):
             raise ValueError(
                 f"{self.name} holds negative values in rows {first} to {last - 1}; counts are needed"
             )
-        pointers = (self._indptr[first : last + 1] - start).astype(
-            np.int32 if stop - start < 2**31 else np.int64
-        )
+        pointers = np.zeros(last - first + 1, dtype=np.int32 if stop - start < 2**31 else np.int64)
+        np.cumsum(self._sizes[first:last], out=pointers[1:])
+        shape = (last - first, n_genes)
         block = sparse.csr_matrix(
-            (data, columns.astype(np.int32, copy=False), pointers), shape=(last - first, n_genes)
+            (data, columns.astype(np.int32, copy=False), pointers), shape=shape, copy=False
         )
         block.sum_duplicates()
         if low == 0:
@@ -208,9 +232,9 @@ class StoredCounts(Counts):
         ends = [
             np.asarray(self._group[part][at])
             for part in ("data", "indices")
-            for at in (slice(0, _LOOKED_AT), slice(max(0, int(self._indptr[-1]) - _LOOKED_AT), None))
+            for at in (slice(0, _LOOKED_AT), slice(max(0, int(self._starts[-1]) - _LOOKED_AT), None))
         ]
-        return (self.matrix.shape, self._indptr, ends, self.var, self.n_counts)
+        return (self.matrix.shape, self._starts, self._sizes, ends, self.var, self.n_counts)
 
 
 def _reopened(
