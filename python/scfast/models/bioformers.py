@@ -43,7 +43,7 @@ CARD = Card(
 )
 
 #: Layers, heads, width and width of the feed-forward part. ``paper`` has those of the paper.
-PRESETS = {"tiny": (2, 2, 64, 128), "small": (4, 4, 128, 256), "paper": (8, 8, 512, 2048)}
+PRESETS = {"small": (4, 4, 128, 256), "paper": (8, 8, 512, 2048), "tiny": (2, 2, 64, 128)}
 
 
 def load(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> BioformersSource:
