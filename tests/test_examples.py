@@ -96,6 +96,21 @@ def test_rehearsal_of_biological_priors(shared, tmp_path):
     }
 
 
+def test_rehearsal_of_perturbation(shared, tmp_path):
+    example = next(path for path in EXAMPLES if path.stem == "perturbation")
+    run(example, "--data", shared / "data" / "cells", "--quick", "--threads", "1", "--text", folder=tmp_path)
+    out = tmp_path / "perturbation"
+    doubles = pd.read_csv(out / "norman_scores.csv")
+    assert set(doubles["perturbation"]) == {
+        "KLF1+MAP2K6", "KLF1+TGFBR2", "MAP2K3+MAP2K6", "MAP2K3+SLC38A2", "MAPK1+TGFBR2",
+    }  # fmt: skip
+    assert doubles.loc[doubles["method"] == "sum of single effects", "pearson"].min() > 0.9
+    assert set(pd.read_csv(out / "jurkat_scores.csv")["perturbation"]) == {"EGR1", "JUN"}
+    page = (out / "summary.md").read_text()
+    assert "**A rehearsal: too little was trained" in page
+    assert "Pearson of change over all input genes, model minus sum of single effects" in page
+
+
 def test_a_finding_says_what_its_interval_says():
     path = EXAMPLES[0].parent / "_findings.py"
     spec = importlib.util.spec_from_file_location("_findings", path)

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from scfast.cli.console import Console, json_option
+from scfast.cli.perturbation import command as perturbation
 
 
 @click.group("train")
@@ -17,6 +18,7 @@ def command() -> None:
     \b
     Examples:
       scfast train bioformers cells.h5ad -o my_model
+      scfast train perturbation cells.h5ad -o my_model --perturbation condition
       scfast train bioformers --help
     """  # noqa: D301
 
@@ -149,3 +151,6 @@ def bioformers(
         steps=last["step"],
         output=folder,
     )
+
+
+command.add_command(perturbation)

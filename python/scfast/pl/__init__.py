@@ -8,6 +8,7 @@ from scfast.pl.confusion import confusion
 from scfast.pl.enrich import enrich
 from scfast.pl.key_genes import key_genes
 from scfast.pl.layer_map import layer_map
+from scfast.pl.perturbation import perturbation
 from scfast.pl.prevalence import prevalence
 from scfast.pl.probe import probe
 from scfast.pl.rank_profile import rank_profile
@@ -28,6 +29,7 @@ __all__ = [
     "enrich",
     "key_genes",
     "layer_map",
+    "perturbation",
     "prevalence",
     "probe",
     "rank_profile",

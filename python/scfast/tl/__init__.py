@@ -10,6 +10,7 @@ from scfast.tl.grn import grn
 from scfast.tl.grn_score import grn_score
 from scfast.tl.key_genes import key_genes
 from scfast.tl.layers_report import layers_report
+from scfast.tl.predict_perturbation import predict_perturbation
 from scfast.tl.pretrain import pretrain
 from scfast.tl.prevalence import prevalence
 from scfast.tl.probe import probe
@@ -21,6 +22,7 @@ from scfast.tl.rollout_matrix import rollout_matrix
 from scfast.tl.similarity import similarity
 from scfast.tl.strongest_edges import strongest_edges
 from scfast.tl.train_bioformers import train_bioformers
+from scfast.tl.train_perturbation import perturbation_summary, train_perturbation
 
 __all__ = [
     "attention_norms",
@@ -33,6 +35,8 @@ __all__ = [
     "grn_score",
     "key_genes",
     "layers_report",
+    "perturbation_summary",
+    "predict_perturbation",
     "pretrain",
     "prevalence",
     "probe",
@@ -44,4 +48,5 @@ __all__ = [
     "similarity",
     "strongest_edges",
     "train_bioformers",
+    "train_perturbation",
 ]
