@@ -12,6 +12,9 @@ from hypothesis import settings
 # Before torch loads OpenMP: threads that spin while they wait make a busy machine seven times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+# Reports are made where tests ask for them.
+os.environ.setdefault("SCFAST_REPORT", "0")
+
 import torch
 
 from scfast import _kernels

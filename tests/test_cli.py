@@ -70,14 +70,25 @@ def test_help_lists_the_commands_and_imports_none():
 
 def test_run_writes_cells_tables_and_figure(data, model, tmp_path):
     text = invoke(
-        "run", data, "--model", f"geneformer:{model}", "--groupby", "cell_type", "-o", tmp_path, "--text"
+        "run",
+        data,
+        "--model",
+        f"geneformer:{model}",
+        "--groupby",
+        "cell_type",
+        "--report",
+        "-o",
+        tmp_path,
+        "--text",
     )
     assert "Genes with the largest share of attention" in text
     assert "T/NK" in text
     assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "about.json",
         "cells.h5ad",
         "genes.csv",
         "groups.csv",
+        "report.html",
         "top_genes.png",
     ]
     written = ad.read_h5ad(tmp_path / "cells.h5ad")

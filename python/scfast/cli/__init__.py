@@ -15,6 +15,7 @@ COMMANDS = {
     "convert": "Store counts cell by cell, so that they can be read from the disk.",
     "plan": "How long a run would take, and in which memory.",
     "status": "How far an unfinished run has come.",
+    "report": "One HTML page from the results of a run.",
     "enrich": "Gene sets among the genes that a model attends to most.",
     "prevalence": "Gene programs' share of attention against their share of the cell.",
     "pretrain": "Train a Geneformer on your cells by masked-gene modelling.",

@@ -29,10 +29,15 @@ class Console:
         """Whether progress bars make sense."""
         return not self.json and sys.stderr.isatty()
 
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the command began."""
+        return time.perf_counter() - self.started
+
     def event(self, name: str, text: str | None = None, **fields: Any) -> None:
         """One step: ``text`` for people (nothing when None), the fields for programs."""
         if self.json:
-            seconds = round(time.perf_counter() - self.started, 3)
+            seconds = round(self.elapsed, 3)
             click.echo(json.dumps({"event": name, "seconds": seconds, **fields}, default=str))
         elif text is not None:
             click.echo(text)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from scfast.cli.console import Console, json_option
+from scfast.cli.report import attach
 
 if TYPE_CHECKING:
     from scfast.demo import Findings
@@ -94,6 +95,9 @@ def command(out: Path, steps: int | None, restart: bool, as_json: bool | None) -
         analysis_seconds=time.perf_counter() - before,
     )
     _show(console, found)
+    facts = {"data": f"{adata.n_obs} blood cells (pbmc68k_reduced)", "model": str(out / "model")}
+    _, *page = attach(out, console, console.elapsed, facts=facts)
+    found.files.update(zip(["report"], page, strict=False))
     console.title("Written")
     console.fields({what: str(file) for what, file in found.files.items()})
     console.title("Your own data")

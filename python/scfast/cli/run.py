@@ -10,18 +10,26 @@ from scfast.cli.analyses import ANALYSES, write
 from scfast.cli.console import Console, json_option
 from scfast.cli.keeping import ROWS_LEFT_OUT
 from scfast.cli.planned import show_plan
+from scfast.cli.report import attach
 from scfast.cli.request import Request, request_options
 
 
 @click.command("run")
 @request_options
+@click.option(
+    "--report/--no-report",
+    "page",
+    default=True,
+    envvar="SCFAST_REPORT",
+    help="Also write report.html.  [default: yes]",
+)
 @click.option("--dry-run", is_flag=True, help="Check everything, say what would be run, and stop.")
 @json_option
-def command(dry_run: bool, as_json: bool | None, **options: Any) -> None:
+def command(page: bool, dry_run: bool, as_json: bool | None, **options: Any) -> None:
     """Analyse the cells of DATA (.h5ad or .zarr, raw counts, or the word pbmc68k) with a model.
 
-    Writes DATA with the results as h5ad, the tables as CSV and a figure as PNG. Nothing is truncated to
-    fit attention maps into memory, because no map is ever held.
+    Writes DATA with the results as h5ad, the tables as CSV, a figure as PNG, and report.html, one page of all
+    that. Nothing is truncated to fit attention maps into memory, because no map is ever held.
 
     What is finished is kept in the output folder: a run that was killed goes on when the same command is
     given again, and its results are the same to the bit. Exit codes: 0 done, 1 an error that its message
@@ -71,6 +79,11 @@ def command(dry_run: bool, as_json: bool | None, **options: Any) -> None:
     if request.stream:
         adata.X = None  # the results alone: the counts are on disk already
     files = write(request.analysis, adata, out)
+    missing = (
+        [f"{len(left_out)} shards of cells could not be run: they are in no result."] if left_out else []
+    )
+    facts = {name: request.described[name] for name in ("data", "model", "analysis", "device", "memory")}
+    files += attach(out, console, console.elapsed, facts=facts, warnings=missing, page=page)
     show = ANALYSES[request.analysis].show
     if show is not None:
         show(console, adata)
