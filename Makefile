@@ -1,11 +1,11 @@
-# make demo | test | bench | lint | format | sanitize | clean
+# make demo | test | bench | lint | format | sanitize | fuzz | clean
 # Each target sets itself up in .venv (Python 3.11 or newer, a C++ compiler and the network are all it needs).
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint format sanitize clean setup
+.PHONY: help demo test bench lint format sanitize fuzz clean setup
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
@@ -66,6 +66,14 @@ SANITIZED = LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-n
 sanitize: $(CHECKED)/.installed
 	$(SANITIZED) $(CHECKED)/bin/python -m pytest tests/ops -q -n auto --capture=sys -p no:cacheprovider \
 	  -k "not compile and not opcheck and not bad_input and not norm_memory and not cosine_memory and not (fusions and mixed)"
+
+# Every reader of files under mutated bytes, for so many seconds each; inputs worth keeping stay in build/fuzz, and a
+# find ends it: an error that is not a clear one, a crash, a hang, or a gigabyte of memory.
+FUZZ_SECONDS ?= 600
+FUZZ ?= pickles gene_sets gene_tables run_folder configs
+fuzz: setup
+	$(INSTALL) atheris
+	for target in $(FUZZ); do $(BIN)/python -m tests.fuzz $$target --seconds $(FUZZ_SECONDS); done
 
 setup: $(ENV)/.installed
 

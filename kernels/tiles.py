@@ -48,16 +48,18 @@ def rows() -> tuple[dict[str, Any], ...]:
 
 def _own_rows(path: str) -> list[dict[str, Any]]:
     try:
-        found = tomllib.loads(Path(path).read_text()).get("row", [])
-    except (OSError, tomllib.TOMLDecodeError) as error:
+        found = tomllib.loads(Path(path).read_text(encoding="utf-8")).get("row", [])
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(
             f"{OWN_ROWS}={path} cannot be read ({error}): name a file of rows, or unset it"
         ) from error
+    if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
+        raise ValueError(f"{path} must hold rows ([[row]]); `scfast bench --tune -o FILE` writes such a file")
     for number, row in enumerate(found, 1):
         for name, kind in FIELDS.items():
             if not isinstance(row.get(name), kind):
                 raise ValueError(
-                    f"{path}, row {number}: {name} must be of type {kind.__name__}, got {row.get(name)!r};"
+                    f"{path}, row {number}: {name} must be of type {kind.__name__}, got {row.get(name)!r:.80};"
                     " `scfast bench --tune -o FILE` writes such rows"
                 )
     return found

@@ -22,6 +22,11 @@ import torch
 from scfast.run import atomic, ledger
 from tests.run.test_shards import bits, go
 
+#: Calls to the system that the ledger makes.
+CALLS = (
+    *((os, name) for name in ("fsync", "link", "open", "close")),
+    *((Path, name) for name in ("unlink", "replace", "open", "touch", "mkdir")),
+)
 #: Attempts that a killed shard has here: it is not the shard's fault.
 TRIES = 10_000
 
@@ -54,15 +59,7 @@ def die_after(steps: int) -> None:
 
         return wrapped
 
-    for name in ("fsync", "link", "open", "close"):
-        setattr(atomic.os, name, dying(getattr(os, name)))
-    for owner, name in (
-        (Path, "unlink"),
-        (Path, "replace"),
-        (Path, "open"),
-        (Path, "touch"),
-        (Path, "mkdir"),
-    ):
+    for owner, name in CALLS:
         setattr(owner, name, dying(getattr(owner, name)))
     ledger.publish = atomic.publish
 

@@ -7,7 +7,8 @@ import gzip
 import re
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 
 #: The largest text that is read: all of MSigDB is 30 MB, and a small gzip file may hold terabytes.
@@ -130,9 +131,7 @@ def read_clusters(path: str | Path, column: str | None = None, *, genes: str | N
     {'ENSG1': 'liver'}
     """
     path = Path(path)
-    lines = read_lines(path)
-    first = next(lines, "")
-    rows = csv.reader(_again(first, lines), delimiter="\t" if "\t" in first else ",")
+    rows = read_rows(path)
     header = next(rows, [])
     if column is None:
         if len(header) != 2:
@@ -141,7 +140,7 @@ def read_clusters(path: str | Path, column: str | None = None, *, genes: str | N
                 f" {header}"
             )
         start = [] if header[0].strip().lower() in HEADERS else [header]
-        return _clusters(path, [*start, *rows], 0, 1, 2)
+        return _clusters(path, chain(start, rows), 0, 1, 2)
     identifier = (
         genes if genes is not None else next((name for name in IDENTIFIERS if name in header), "Gene")
     )
@@ -152,7 +151,7 @@ def read_clusters(path: str | Path, column: str | None = None, *, genes: str | N
 
 
 def _clusters(
-    path: Path, rows: Iterator[list[str]] | Sequence[list[str]], gene_at: int, cluster_at: int, width: int
+    path: Path, rows: Iterable[list[str]], gene_at: int, cluster_at: int, width: int
 ) -> dict[str, str]:
     clusters: dict[str, str] = {}
     for row in rows:
@@ -172,9 +171,14 @@ def _clusters(
     return clusters
 
 
-def _again(first: str, rest: Iterator[str]) -> Iterator[str]:
-    yield first
-    yield from rest
+def read_rows(path: Path) -> Iterator[list[str]]:
+    """Rows of a table, whose first line says whether its fields are separated by tabs or by commas."""
+    lines = read_lines(path)
+    first = next(lines, "")
+    try:
+        yield from csv.reader(chain([first], lines), delimiter="\t" if "\t" in first else ",")
+    except csv.Error as error:
+        raise ValueError(f"{path} cannot be read as a table: {error}") from None
 
 
 def read_lines(path: Path) -> Iterator[str]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
-import json
+import math
+from collections import Counter
 from pathlib import Path
-from typing import TextIO, cast
+from typing import Any
+
+from scfast.models.text_files import read_json, read_rows, read_text, shown
 
 
 def read_vocabulary(path: str | Path) -> list[str]:
@@ -17,7 +18,7 @@ def read_vocabulary(path: str | Path) -> list[str]:
     Raises
     ------
     ValueError
-        If the file holds no gene, or one twice.
+        If the file holds no gene, or one twice, or something else than genes.
 
     Examples
     --------
@@ -28,20 +29,30 @@ def read_vocabulary(path: str | Path) -> list[str]:
     ['LYZ', 'CD3D']
     """
     path = Path(path)
-    if path.name.removesuffix(".gz").endswith(".json"):
-        with _open(path) as file:
-            held = json.load(file)
-        names = sorted(held, key=held.__getitem__) if isinstance(held, dict) else list(held)
-    else:
-        with _open(path) as file:
-            names = [line.strip() for line in file]
-    genes = [str(name) for name in names if name and not str(name).startswith("<")]
+    names = _names(path, read_json(path)) if _is_json(path) else read_text(path).split("\n")
+    genes = [name for name in map(str.strip, names) if name and not name.startswith("<")]
     if not genes:
         raise ValueError(f"{path} holds no gene ids: give one a line, or a JSON list or object")
-    if len(set(genes)) != len(genes):
-        twice = next(gene for gene in genes if genes.count(gene) > 1)
+    if len(set(genes)) < len(genes):
+        twice = next(gene for gene, n in Counter(genes).items() if n > 1)
         raise ValueError(f"{path} holds the gene {twice!r} more than once")
     return genes
+
+
+def _names(path: Path, held: Any) -> list[str]:
+    """Names of a JSON list, or of an object in the order of their numbers."""
+    if isinstance(held, dict):
+        wrong = next((key for key, n in held.items() if isinstance(n, bool) or not isinstance(n, int)), None)
+        if wrong is not None:
+            raise ValueError(
+                f"{path}: the token id of {wrong!r} must be a whole number, got {shown(held[wrong])}"
+            )
+        return sorted(held, key=held.__getitem__)
+    if not isinstance(held, list) or not all(isinstance(name, str) for name in held):
+        raise ValueError(
+            f"{path} must hold a list of gene ids, or an object gene -> token id; it holds {shown(held)}"
+        )
+    return held
 
 
 def read_medians(path: str | Path) -> dict[str, float]:
@@ -50,31 +61,37 @@ def read_medians(path: str | Path) -> dict[str, float]:
     Raises
     ------
     ValueError
-        If a median is not a positive number.
+        If a median is not a positive number, or the file is no table of them.
     """
     path = Path(path)
-    if path.name.removesuffix(".gz").endswith(".json"):
-        with _open(path) as file:
-            table = dict(json.load(file))
+    if _is_json(path):
+        table = read_json(path)
+        if not isinstance(table, dict):
+            raise ValueError(f"{path} must hold an object gene -> median; it holds {shown(table)}")
     else:
-        with _open(path) as file:
-            rows = [row for row in csv.reader(file) if len(row) >= 2]
-        if rows and not _is_number(rows[0][1]):
+        rows = [row for row in read_rows(path) if len(row) >= 2]
+        if rows and _number(rows[0][1]) is None:
             rows = rows[1:]
         table = {row[0]: row[1] for row in rows}
-    for gene, median in table.items():
-        if not _is_number(median) or not float(median) > 0:
-            raise ValueError(f"{path}: the median of {gene!r} must be a positive number; got {median!r}")
-    return {str(gene): float(median) for gene, median in table.items()}
+    if not table:
+        raise ValueError(f"{path} holds no medians: give gene and median in each line, or a JSON object")
+    medians = {gene: _number(median) for gene, median in table.items()}
+    for gene, median in medians.items():
+        if median is None or not 0 < median < math.inf:
+            raise ValueError(
+                f"{path}: the median of {gene!r} must be a positive number; got {shown(table[gene])}"
+            )
+    return medians  # type: ignore[return-value]
 
 
-def _open(path: Path) -> TextIO:
-    return cast(TextIO, gzip.open(path, "rt") if path.suffix == ".gz" else path.open())
+def _is_json(path: Path) -> bool:
+    return path.name.removesuffix(".gz").endswith(".json")
 
 
-def _is_number(text: object) -> bool:
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None
     try:
-        float(cast(str, text))
-    except (TypeError, ValueError):
-        return False
-    return True
+        return float(value)
+    except (ValueError, OverflowError):
+        return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from scfast.io.gene_sets import read_lines
+from scfast.io.gene_sets import read_rows
 
 #: Headers of the column with regulators, and of the one with targets, in lower case.
 SOURCES = ("source", "tf", "regulator", "regulatorygene", "gene1", "from")
@@ -57,9 +56,7 @@ def read_network(path: str | Path, *, min_score: float = 0.0) -> pd.DataFrame:
     [['STAT1', 'IRF7', 1.0], ['STAT1', 'MYC', -1.0]]
     """
     path = Path(path)
-    lines = read_lines(path)
-    first = next(lines, "")
-    rows = csv.reader(chain([first], lines), delimiter="\t" if "\t" in first else ",")
+    rows = read_rows(path)
     header = [field.strip() for field in next(rows, [])]
     names = [field.lower() for field in header]
     if names[:1] == [CHIP_ATLAS]:

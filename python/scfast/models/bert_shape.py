@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from scfast.models.checkpoint import check_sizes
 from scfast.models.encoder import ACTIVATIONS
+from scfast.models.text_files import shown
 
 #: What the names of the masked-gene head start with.
 HEAD = "cls.predictions."
@@ -48,6 +50,7 @@ class BertShape:
         missing = [key for key in needed.split() if key not in config]
         if missing:
             raise ValueError(f"{origin} lacks {', '.join(missing)}: it is not the config.json of a BERT")
+        check_sizes(config, needed.split()[:-1], origin, "config.json of a BERT")
         refused = {
             "model_type": (config.get("model_type", "bert"), ("bert",)),
             "hidden_act": (config["hidden_act"], tuple(ACTIVATIONS)),
@@ -61,7 +64,17 @@ class BertShape:
         for key, (got, allowed) in refused.items():
             if got not in allowed:
                 names = ", ".join(repr(value) for value in allowed if value is not None)
-                raise ValueError(f"{origin} has {key}={got!r}; {names} can be run")
+                raise ValueError(f"{origin} has {key}={shown(got)}; {names} can be run")
+        numbers = {
+            "type_vocab_size": 2,
+            "layer_norm_eps": 1e-12,
+            "initializer_range": 0.02,
+            "pad_token_id": 0,
+        }
+        for key, usual in numbers.items():
+            got = config.get(key, usual)
+            if isinstance(got, bool) or (not isinstance(got, int | float) and (got is not None or usual)):
+                raise ValueError(f"{origin} has {key}={shown(got)}, which is no number")
         hidden, heads = config["hidden_size"], config["num_attention_heads"]
         if hidden % heads:
             raise ValueError(f"{origin}: hidden_size {hidden} is not divisible by {heads} attention heads")

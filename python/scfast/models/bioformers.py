@@ -24,6 +24,7 @@ from scfast.models.counts import as_csr, totals_of
 from scfast.models.gene_ids import GeneMatch, Matcher
 from scfast.models.packed import PackedSource
 from scfast.models.targets import gene_column
+from scfast.models.text_files import shown
 from scfast.observables.target import Target, TargetLike
 
 if TYPE_CHECKING:
@@ -78,9 +79,14 @@ def load(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> Bioformer
     genes = _genes_of(folder / "vocab.json")
     binning = Binning.from_config(config.get("binning", {}), origin)
     shape = shape_from_config(config, len(genes), binning.n_bins, origin)
+    max_tokens = config.get("max_tokens")
+    if max_tokens is not None and (type(max_tokens) is not int or max_tokens < 1):
+        raise ValueError(
+            f"{origin}: max_tokens must be a whole number above 0 or null, got {shown(max_tokens)}"
+        )
     inputs = Inputs(
-        genes, binning, bool(config.get("zero_genes", True)), config.get("max_tokens"),
-        tuple(config.get("conditions", ())), bool(config.get("mark_targets", False)),
+        genes, binning, bool(config.get("zero_genes", True)), max_tokens, tuple(config.get("conditions", ())),
+        bool(config.get("mark_targets", False)),
     )  # fmt: skip
     network = BioformersNetwork.from_checkpoint(shape, checkpoint.read_tensors(folder), dtype, str(folder))
     return BioformersSource(f"bioformers:{folder.resolve().name}", network, inputs)
@@ -159,10 +165,11 @@ def create(
 def _genes_of(path: Path) -> tuple[str, ...]:
     """Genes in order of their rows, which follow that of <cls>."""
     table = dictionaries.read_table(path)
-    genes = sorted((gene for gene in table if gene != "<cls>"), key=table.__getitem__)
+    numbered = all(type(row) is int for row in table.values())
+    genes = sorted((gene for gene in table if gene != "<cls>"), key=table.__getitem__) if numbered else []
     if "<cls>" not in table or [table[token] for token in ("<cls>", *genes)] != list(range(len(table))):
         raise ValueError(
-            f"{path} must number <cls> 0 and its {len(genes)} genes from 1, each once; it is not the vocab.json of a "
+            f"{path} must number <cls> 0 and its genes from 1, each once; it is not the vocab.json of a "
             "BioFormers"
         )
     return tuple(genes)

@@ -12,8 +12,9 @@ from torch.nn import functional
 from scfast.attention import ScoreOptions
 from scfast.models import torch_layers
 from scfast.models.bioformers_conditions import EMPTY
-from scfast.models.checkpoint import check_tensors
+from scfast.models.checkpoint import MAX_LAYERS, MAX_SIZE, check_tensors
 from scfast.models.encoder import ACTIVATIONS, PackedEncoder
+from scfast.models.text_files import shown
 
 if TYPE_CHECKING:
     from scfast.attention import Recorder
@@ -57,6 +58,8 @@ class BioformersShape:
         for name, value in asdict(self).items():
             if not isinstance(value, str) and (type(value) is not int or value < least.get(name, 1)):
                 raise ValueError(f"{name} must be a whole number from {least.get(name, 1)}, got {value!r}")
+            if not isinstance(value, str) and value > (MAX_LAYERS if name == "n_layers" else MAX_SIZE):
+                raise ValueError(f"{name} must be at most {MAX_LAYERS} for layers, {MAX_SIZE:,} for sizes")
         for name, allowed in (
             ("architecture", ARCHITECTURES),
             ("value_embedding", VALUE_EMBEDDINGS),
@@ -221,11 +224,14 @@ def shape_from_config(config: Mapping[str, Any], n_genes: int, n_bins: int, orig
     if config.get("model_type") != "bioformers" or missing:
         lacks = ", ".join(missing) or "model_type='bioformers'"
         raise ValueError(f"{origin} lacks {lacks}: it is not the config.json of a BioFormers")
+    conditions = config.get("conditions", [])
+    if not isinstance(conditions, list | tuple) or not all(isinstance(name, str) for name in conditions):
+        raise ValueError(f"{origin}: conditions must be a list of names, got {shown(conditions)}")
     given = {name: config[key] for key, name in keys.items()}
     try:
         return BioformersShape(
             **given, n_genes=n_genes, n_bins=n_bins,
-            n_conditions=len(config.get("conditions", ())) + bool(config.get("mark_targets", False)),
+            n_conditions=len(conditions) + bool(config.get("mark_targets", False)),
         )  # fmt: skip
     except ValueError as error:
         raise ValueError(f"{origin}: {error}") from None

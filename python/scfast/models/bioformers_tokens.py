@@ -60,8 +60,8 @@ class Binning:
         try:
             binning = cls(**config)
             binning.bins(sparse.csr_matrix((0, 0)), np.zeros(0))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{origin}: binning={config!r} cannot be read: {error}") from None
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"{origin}: binning={config!r:.200} cannot be read: {error}") from None
         return binning
 
     @property

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import struct
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+
+from scfast.models.text_files import read_json, shown
 
 #: Files that hold weights, in the order of preference.
 WEIGHT_FILES = (
@@ -23,6 +24,10 @@ WEIGHT_FILES = (
 )
 
 
+#: What no checkpoint is larger than: its weights are listed by name before a file is opened.
+MAX_LAYERS, MAX_SIZE = 1000, 10**9
+#: Bytes of a file's name.
+_LONGEST_NAME = 255
 #: What torch's reader meets in a file that is cut short or no torch file.
 _DAMAGED = (RuntimeError, EOFError, OSError, LookupError, ValueError, TypeError, AssertionError, struct.error)
 
@@ -46,10 +51,7 @@ def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
             else "there is no such folder"
         )
         raise FileNotFoundError(f"{folder} is no checkpoint folder: {name} is missing ({what})")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
+    config = read_json(path)
     if not isinstance(config, dict):
         raise ValueError(f"{path} must hold a JSON object, got a {type(config).__name__}")
     return config
@@ -75,14 +77,14 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def _read_sharded(index: Path) -> dict[str, torch.Tensor]:
-    try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        shards = sorted(set(weight_map.values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index} is no index of a sharded checkpoint: {error}") from None
-    outside = [shard for shard in shards if Path(shard).name != shard]
+    content = read_json(index)
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+        raise ValueError(f"{index} is no index of a sharded checkpoint: it has no weight_map of file names")
+    shards = sorted(set(weight_map.values()))
+    outside = [s for s in shards if Path(s).name != s or len(s.encode(errors="replace")) > _LONGEST_NAME]
     if outside:
-        raise ValueError(f"{index} points outside its folder: {outside[0]}")
+        raise ValueError(f"{index} points outside its folder: {shown(outside[0])}")
     missing = [shard for shard in shards if not (index.parent / shard).is_file()]
     if missing:
         raise FileNotFoundError(
@@ -163,6 +165,27 @@ def _refuse_pointer(path: Path) -> None:
     with path.open("rb") as file:
         if file.read(23) == b"version https://git-lfs":
             raise ValueError(f"{path} is a Git LFS pointer, not the weights: fetch them with `git lfs pull`")
+
+
+def check_sizes(config: Mapping[str, Any], keys: Iterable[str], origin: str, kind: str) -> None:
+    """Refuse a configuration whose sizes are no whole numbers above 0, or more layers than a machine holds.
+
+    Raises
+    ------
+    ValueError
+        When one is missing or out of bounds; ``kind`` says of which model ``origin`` should be.
+    """
+    wrong = [key for key in keys if type(config.get(key)) is not int or config[key] < 1]
+    if wrong:
+        raise ValueError(
+            f"{origin} gives no whole number above 0 as {', '.join(wrong)}: it is not the {kind}"
+        )
+    large = [key for key in keys if config[key] > (MAX_LAYERS if "layers" in key else MAX_SIZE)]
+    if large:
+        raise ValueError(
+            f"{origin} has {large[0]}={shown(config[large[0]])}; at most {MAX_LAYERS} layers and sizes of {MAX_SIZE:,}"
+            " are read"
+        )
 
 
 def check_tensors(

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -15,6 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from scfast.models import safe_pickle
+from scfast.models.text_files import read_json, read_rows, shown
 
 Table: TypeAlias = "str | Path | Mapping[str, Any]"
 
@@ -174,10 +172,7 @@ def read_table(path: str | Path) -> dict[str, Any]:
     if path.suffix in (".pkl", ".pickle"):
         table = safe_pickle.load(path)
     elif path.suffix == ".json":
-        try:
-            table = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path} is not JSON: {error}") from None
+        table = read_json(path)
     elif _is_table(path):
         header, rows = _csv_rows(path)
         if len(header) < 2:
@@ -197,13 +192,7 @@ def _is_table(table: Table | None) -> bool:
 
 
 def _csv_rows(path: Path) -> tuple[list[str], list[list[str]]]:
-    raw = path.read_bytes()
-    try:
-        text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read as text: {error}") from None
-    delimiter = "\t" if ".tsv" in path.name else ","
-    rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter) if row]
+    rows = read_rows(path, "\t" if ".tsv" in path.name else ",")
     if not rows:
         raise ValueError(f"{path} is empty")
     header, body = rows[0], rows[1:]
@@ -244,10 +233,10 @@ def _refuse_swapped(content: Mapping[str, Any], role: str, origin: str) -> None:
             "swapped; give gene_medians=PATH of the table whose values are non-zero medians"
         )
     if role == "token_dictionary" and not special:
-        shown = next(((key, value) for key, value in content.items() if not _is_whole(value)), None)
-        if shown is not None:
+        found = next(((key, value) for key, value in content.items() if not _is_whole(value)), None)
+        if found is not None:
             raise ValueError(
-                f"{origin} holds medians ({shown[0]}: {shown[1]}; no <pad>, no <mask>) under the name of the token "
+                f"{origin} holds medians ({found[0]}: {found[1]}; no <pad>, no <mask>) under the name of the token "
                 "dictionary: give token_dictionary=PATH of the table whose values are whole numbers"
             )
 
@@ -255,21 +244,21 @@ def _refuse_swapped(content: Mapping[str, Any], role: str, origin: str) -> None:
 def _is_whole(value: Any) -> bool:
     try:
         return float(value).is_integer()
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return True  # no number at all: refused elsewhere
 
 
 def _token_id(value: Any, key: str, origin: str) -> int:
     number = _number(value, key, origin)
     if number != int(number) or number < 0:
-        raise ValueError(f"{origin}: the token of {key!r} must be a whole number from 0, got {value!r}")
+        raise ValueError(f"{origin}: the token of {key!r} must be a whole number from 0, got {shown(value)}")
     return int(number)
 
 
 def _positive(value: Any, key: str, origin: str) -> float:
     number = _number(value, key, origin)
     if not number > 0:
-        raise ValueError(f"{origin}: the non-zero median of {key!r} must be above 0, got {value!r}")
+        raise ValueError(f"{origin}: the non-zero median of {key!r} must be above 0, got {shown(value)}")
     return number
 
 
@@ -278,10 +267,10 @@ def _number(value: Any, key: str, origin: str) -> float:
         if isinstance(value, bool) or not isinstance(value, (str, int, float, np.number)):
             raise ValueError
         number = float(value)
-    except ValueError:
-        raise ValueError(f"{origin}: the value of {key!r} must be a number, got {value!r:.80}") from None
+    except (ValueError, OverflowError):
+        raise ValueError(f"{origin}: the value of {key!r} must be a number, got {shown(value)}") from None
     if not math.isfinite(number):
-        raise ValueError(f"{origin}: the value of {key!r} must be finite, got {value!r}")
+        raise ValueError(f"{origin}: the value of {key!r} must be finite, got {shown(value)}")
     return number
 
 

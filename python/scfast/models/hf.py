@@ -160,7 +160,7 @@ def _build(settings: dict[str, Any], folder: Path, dtype: torch.dtype) -> Any:
             f"{folder / 'config.json'}: model_type={settings.get('model_type')!r} is no model of transformers "
             f"{transformers.__version__}; load it with its own code and use scfast.models.wrap"
         )
-    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if getattr(config, "is_encoder_decoder", False):
         raise NotImplementedError(
             f"{folder}: {config.model_type!r} is an encoder-decoder, whose cells attend across"
@@ -171,8 +171,8 @@ def _build(settings: dict[str, Any], folder: Path, dtype: torch.dtype) -> Any:
         )
     config.use_cache = False
     names = config.architectures or []
-    architecture: Any = getattr(transformers, names[0], None) if names else None
-    if architecture is None:
+    architecture: Any = getattr(transformers, names[0], None) if names and isinstance(names[0], str) else None
+    if not (isinstance(architecture, type) and issubclass(architecture, transformers.PreTrainedModel)):
         architecture = transformers.MODEL_MAPPING[type(config)]
     try:
         model, info = architecture.from_pretrained(

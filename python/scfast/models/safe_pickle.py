@@ -10,12 +10,14 @@ from __future__ import annotations
 import enum
 import pickletools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from scfast.models.text_files import shown
 
 #: Largest file that is read; the published dictionaries are below 10 MB.
 MAX_BYTES = 512 * 2**20
@@ -152,8 +154,9 @@ class _Machine:
                 f"{self.name} is damaged: STOP with {len(self.stack)} values on the stack, not 1"
             )
         value = self.stack[0]
-        if isinstance(value, (_Symbol, _DType)):
-            raise UnsafePickleError(f"{self.name} holds a {value}, not a plain value; {_REMEDY}")
+        for part in _parts(value):
+            if isinstance(part, (_Symbol, _DType)):
+                raise UnsafePickleError(f"{self.name} holds a {part}, not a plain value; {_REMEDY}")
         return value
 
     def push(self, value: Any) -> None:
@@ -202,7 +205,7 @@ class _Machine:
     def import_symbol(self, module: Any, name: Any) -> None:
         symbol = _GLOBALS.get((module, name)) if isinstance(module, str) and isinstance(name, str) else None
         if symbol is None:
-            raise UnsafePickleError(f"asks for the global '{module!s:.80}.{name!s:.80}'")
+            raise UnsafePickleError(f"asks for the global '{_named(module)}.{_named(name)}'")
         self.stack.append(symbol)
 
     def reduce(self) -> None:
@@ -229,6 +232,22 @@ class _Machine:
         if type(state[1]) is not str or state[1] not in ("<", ">", "|", "="):
             raise _DamagedError("the dtype's byte order makes no sense")
         self.stack[-1].order = state[1]
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    """The value, and all that is in it, each once: containers may be shared, or hold themselves."""
+    waiting, seen = [value], set()
+    while waiting:
+        part = waiting.pop()
+        yield part
+        if type(part) in (dict, list, tuple) and id(part) not in seen:
+            seen.add(id(part))
+            waiting.extend(part.values() if type(part) is dict else part)  # keys are plain: see _fill
+
+
+def _named(part: Any) -> str:
+    """Half of a global's name, which need not be text, and may be of any size when printed."""
+    return part[:80] if isinstance(part, str) else shown(part)
 
 
 def _fill(target: dict[Any, Any], flat: list[Any]) -> None:

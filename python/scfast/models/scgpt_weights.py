@@ -10,8 +10,9 @@ import torch
 from torch.nn import functional
 
 from scfast.models import torch_layers
-from scfast.models.checkpoint import check_tensors
+from scfast.models.checkpoint import check_sizes, check_tensors
 from scfast.models.encoder import PackedEncoder
+from scfast.models.text_files import shown
 
 if TYPE_CHECKING:
     from scfast.attention import Recorder
@@ -60,11 +61,7 @@ class ScgptShape:
             When a needed key is missing, or the model is of another kind.
         """
         needed = {"nlayers": "n_layers", "nheads": "n_heads", "embsize": "hidden", "d_hid": "intermediate"}
-        wrong = [key for key in needed if type(args.get(key)) is not int or args[key] < 1]
-        if wrong:
-            raise ValueError(
-                f"{origin} gives no whole number above 0 as {', '.join(wrong)}: it is not the args.json of an scGPT"
-            )
+        check_sizes(args, needed, origin, "args.json of an scGPT")
         supported: dict[str, tuple[Any, ...]] = {
             "input_emb_style": ("continuous",),
             "input_style": ("binned",),
@@ -73,7 +70,7 @@ class ScgptShape:
         }
         for key, allowed in supported.items():
             if args.get(key, allowed[0]) not in allowed:
-                raise ValueError(f"{origin} has {key}={args[key]!r}; {allowed[0]!r} can be run")
+                raise ValueError(f"{origin} has {key}={shown(args[key])}; {allowed[0]!r} can be run")
         shape = cls(**{name: args[key] for key, name in needed.items()}, vocabulary=vocabulary)
         if shape.hidden % shape.n_heads:
             raise ValueError(f"{origin}: embsize {shape.hidden} is not divisible by {shape.n_heads} heads")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from scfast.models.text_files import shown
 from scfast.run.atomic import publish
 
 _FIRST_LINE = b"scfast arrays 1\n"
@@ -70,17 +72,35 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     try:
         head = json.loads(line)
         length, text, digest = head["bytes"], head["note"], head["sha256"]
-        note = json.loads(text)
+        note, found = json.loads(text), _digest(text, body)
+        if not isinstance(note, dict):
+            raise TypeError
     except (ValueError, KeyError, TypeError, RecursionError):
         raise DamagedFileError(f"{path} is damaged: its second line does not describe it") from None
     if length != len(body):
-        raise DamagedFileError(f"{path} is damaged: {len(body)} bytes of {length} follow its description")
-    if digest != _digest(text, body):
+        raise DamagedFileError(
+            f"{path} is damaged: {len(body)} bytes of {shown(length)} follow its description"
+        )
+    if digest != found:
         raise DamagedFileError(
             f"{path} is damaged: its bytes are not those that were written (sha256 differs)"
         )
+    try:
+        return _arrays(body), note
+    except Exception as error:  # the bytes are those that were written, but not by write_arrays
+        raise DamagedFileError(f"{path} is damaged: it holds no arrays that can be read ({error})") from None
+
+
+def _arrays(body: bytes) -> dict[str, np.ndarray]:
+    """The arrays of an uncompressed ``.npz``: a few bytes of a compressed one may ask for any amount of memory."""
+    with zipfile.ZipFile(io.BytesIO(body)) as members:
+        sizes = [
+            member.file_size for member in members.infolist() if member.compress_type == zipfile.ZIP_STORED
+        ]
+        if len(sizes) < len(members.infolist()) or sum(sizes) > len(body):
+            raise ValueError("its arrays are compressed")
     with np.load(io.BytesIO(body), allow_pickle=False) as arrays:
-        return dict(arrays), note
+        return dict(arrays)
 
 
 def _digest(text: str, body: bytes | memoryview) -> str:

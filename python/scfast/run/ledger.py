@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,9 @@ _DAMAGED = "damaged"
 #: What of a run's identity says on which processor or GPU it runs: one kind for the whole run, because another rounds
 #: otherwise.
 _MACHINE = {"instruction_set", "device", "machine", "torch kernels"}
+#: Names of the folders of runs, of the files of finished shards, and of attempts at shards.
+_RUN = re.compile(r"\d{1,9}-.*")
+_SHARD, _ATTEMPTS = re.compile(r"shard-(\d{6,9})"), re.compile(r"attempts-(\d{6,9})")
 
 
 class OtherRunError(ValueError):
@@ -108,7 +112,8 @@ class Ledger:
             manifest = json.loads((folder / MANIFEST).read_bytes())
         except (ValueError, RecursionError):
             manifest = None
-        if not isinstance(manifest, dict) or not isinstance(manifest.get("shards"), int):
+        sizes = [manifest.get("shards"), manifest.get("cells", 0)] if isinstance(manifest, dict) else [None]
+        if not all(type(size) is int and size >= 0 for size in sizes):
             raise DamagedFileError(f"{folder / MANIFEST} is damaged: remove {folder} to begin the run again")
         return manifest
 
@@ -118,11 +123,12 @@ class Ledger:
 
     def finished(self) -> list[int]:
         """Shards whose file is there."""
-        return [shard for shard in range(self.n_shards) if self.path(shard).exists()]
+        return self._numbers(_SHARD)
 
     def missing(self) -> list[int]:
         """Shards that are not finished."""
-        return [shard for shard in range(self.n_shards) if not self.path(shard).exists()]
+        there = set(self.finished())
+        return [shard for shard in range(self.n_shards) if shard not in there]
 
     def store(self, shard: int, arrays: Mapping[str, np.ndarray], note: Mapping[str, Any]) -> None:
         """Keep what a shard gave, unless another worker was first."""
@@ -211,6 +217,16 @@ class Ledger:
         for path in self.folder.glob(f".*{UNFINISHED}"):
             path.unlink(missing_ok=True)
 
+    def tried(self) -> list[int]:
+        """Shards that are not finished, and were begun."""
+        finished = set(self.finished())
+        return [shard for shard in self._numbers(_ATTEMPTS) if shard not in finished and self.attempts(shard)]
+
+    def _numbers(self, name: re.Pattern[str]) -> list[int]:
+        """Shards that have a file of such a name."""
+        files = [name.fullmatch(path.name) for path in self.folder.iterdir()]
+        return sorted(int(file[1]) for file in files if file is not None and int(file[1]) < self.n_shards)
+
     def _set_aside(self, path: Path) -> Path:
         number = sum(1 for _ in self.folder.glob(f"{_DAMAGED}-*")) + 1
         while (aside := self.folder / f"{_DAMAGED}-{number}-{path.name}").exists():
@@ -276,9 +292,8 @@ class Standing:
 def standing(folder: Path, *, verify: bool = False) -> list[Standing]:
     """Of every run below ``folder``, in their order; with ``verify`` all checksums are compared."""
     found = []
-    for path in sorted(
-        folder.glob(f"*/{MANIFEST}"), key=lambda path: int(path.parent.name.partition("-")[0])
-    ):
+    runs = [path for path in folder.glob(f"*/{MANIFEST}") if _RUN.fullmatch(path.parent.name)]
+    for path in sorted(runs, key=lambda path: int(path.parent.name.partition("-")[0])):
         manifest = Ledger.manifest(path.parent)
         ledger = Ledger(path.parent, manifest["shards"])
         damaged = sorted(aside.name for aside in ledger.folder.glob(f"{_DAMAGED}-*"))
@@ -287,10 +302,10 @@ def standing(folder: Path, *, verify: bool = False) -> list[Standing]:
                 ledger.load(shard)
             except DamagedFileError:
                 damaged.append(ledger.path(shard).name)
-        tried = [shard for shard in ledger.missing() if ledger.attempts(shard)]
+        tried = ledger.tried()
         found.append(
             Standing(
-                path.parent.name, str(manifest.get("model", "")), int(manifest.get("cells", 0)), ledger.n_shards,
+                path.parent.name, str(manifest.get("model", "")), manifest.get("cells", 0), ledger.n_shards,
                 len(ledger.finished()), sum(map(ledger.attempts, tried)),
                 {shard: ledger.reason(shard) for shard in tried}, damaged, _plan(manifest), ledger.revised(),
             )

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 from scfast.models.checkpoint import WEIGHT_FILES
+from scfast.models.text_files import read_json, shown
 from scfast.packing import Packing
 from scfast.run import checkpoint
 from scfast.run.masking import TokenisedCells, random_batches
@@ -288,8 +289,7 @@ def claim(folder: Path, log: Mapping[str, Any]) -> None:
     """
     file = folder / "training_log.json"
     if file.exists():
-        there = json.loads(file.read_text()).get("settings", {})
-        if set(there) != set(log["settings"]):
+        if set(read_log(file)["settings"]) != set(log["settings"]):
             raise ValueError(
                 f"{folder} holds a training run of another kind, which would be overwritten: give another folder"
             )
@@ -299,12 +299,26 @@ def claim(folder: Path, log: Mapping[str, Any]) -> None:
         )
 
 
+def read_log(file: Path) -> dict[str, Any]:
+    """The log of a training run.
+
+    Raises
+    ------
+    ValueError
+        When it is none.
+    """
+    log = read_json(file)
+    if not isinstance(log, dict) or not isinstance(log.get("settings"), dict):
+        raise ValueError(f"{file} is no log of a training run: remove it, or give another folder")
+    return log
+
+
 def finished_log(folder: Path, log: Mapping[str, Any]) -> dict[str, Any] | None:
     """The log of the run that ended in ``folder``, if any; an error when it is another than ``log``'s."""
     file = folder / "training_log.json"
     if not file.exists():
         return None
-    there = json.loads(file.read_text())
+    there = read_log(file)
     require_same(log, there, folder)
     return there
 
@@ -312,7 +326,11 @@ def finished_log(folder: Path, log: Mapping[str, Any]) -> dict[str, Any] | None:
 def require_same(here: Mapping[str, Any], there: Mapping[str, Any], folder: Path) -> None:
     """Raise a ValueError that names what differs between a run and the one whose log is in ``folder``."""
     now, then = here["settings"], there["settings"]
-    changed = [f"{key} ({then.get(key)} there, {now[key]} now)" for key in now if now[key] != then.get(key)]
+    changed = [
+        f"{key} ({shown(then.get(key))} there, {shown(now[key])} now)"
+        for key in now
+        if now[key] != then.get(key)
+    ]
     changed += [what for key, what in IDENTITY.items() if here.get(key) != there.get(key)]
     if changed:
         raise ValueError(
