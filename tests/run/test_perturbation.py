@@ -212,6 +212,10 @@ def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     whole = scfast.tl.train_perturbation(adata, tmp_path / "whole", progress=False, **options)
     with pytest.raises(KeyboardInterrupt):
         scfast.tl.train_perturbation(adata, tmp_path / "killed", progress=kill, **options)
+    with pytest.raises(ValueError, match="is of another model: it differs in embeddings/gene/weight"):
+        scfast.tl.train_perturbation(
+            adata, tmp_path / "killed", progress=False, **{**options, "genes": ["A", "B"]}
+        )
     resumed = scfast.tl.train_perturbation(adata, tmp_path / "killed", progress=False, **options)
     again = scfast.tl.train_perturbation(adata, tmp_path / "killed", progress=False, **options)
     assert again["scores"] == resumed["scores"] == whole["scores"]

@@ -56,8 +56,9 @@ def load(folder: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer)
         return None
     saved = load_file(newest / "parameters.safetensors")
     parameters = dict(model.named_parameters())
-    if saved.keys() != parameters.keys():
-        difference = sorted(saved.keys() ^ parameters.keys())
+    there, here = ({name: tuple(p.shape) for name, p in of.items()} for of in (saved, parameters))
+    if there != here:
+        difference = sorted({name for name, _ in there.items() ^ here.items()})
         raise ValueError(
             f"the checkpoint {newest} is of another model: it differs in {', '.join(difference[:3])}; "
             "continue with the settings it was started with, or start again with resume=False"
