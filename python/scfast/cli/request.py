@@ -69,7 +69,7 @@ class Request:
 
         data, out, analysis, memory = (options.pop(name) for name in ("data", "out", "analysis", "memory"))
         model, model_options, device = (options.pop(name) for name in ("model", "model_options", "device"))
-        stream, counts_layer = options.pop("stream"), options.pop("counts_layer")
+        stream, counts_layer, cells = (options.pop(name) for name in ("stream", "counts_layer", "where"))
         keeping = Keeping.from_options(out, options)
         check_options(analysis, _typed())
         check_needed(analysis, options)
@@ -91,7 +91,7 @@ class Request:
         ]
         check_models(analysis, len(wanted))
         loading = parse_model_options(model_options)
-        adata = load(data, stream=stream, counts_layer=counts_layer)
+        adata = load(data, stream=stream, counts_layer=counts_layer, where=cells)
         counts_layer = None if stream else counts_layer
         for option in ("groupby", "replicate_key"):
             if options[option] is not None and options[option] not in adata.obs:
@@ -221,6 +221,10 @@ def request_options(function: Any) -> Any:
         ),
         click.option(
             "--stream", is_flag=True, help="Leave the counts on disk and read 4,096 cells at a time."
+        ),
+        click.option(
+            "--where",
+            help="Which cells: a condition on columns of obs, such as \"cell_type == 'B'\".  [default: all]",
         ),
         click.option("--counts-layer", help="Layer that holds the counts.  [default: X]"),
         click.option("--device", help="cuda, cuda:N or cpu.  [default: cuda where there is a GPU, else cpu]"),

@@ -39,7 +39,7 @@ class StoredCounts(Counts):
     ----------
     matrix
         ``shape``, and ``group`` with the arrays ``data``, ``indices`` and ``indptr``, as
-        :func:`anndata.io.sparse_dataset` gives it.
+        :func:`anndata.io.sparse_dataset` gives it. Where it has ``rows`` int64 [cells], it is these rows of ``whole``.
     block_cells
         Rows of a block.
     """
@@ -79,9 +79,19 @@ class StoredCounts(Counts):
     def _group(self) -> Any:
         return self.matrix.group  # type: ignore[union-attr]
 
+    @property
+    def _chosen(self) -> np.ndarray | None:
+        """int64 [cells]: which rows on disk these are; None: all."""
+        return getattr(self.matrix, "rows", None)
+
+    @property
+    def _n_stored(self) -> int:
+        """Rows on disk."""
+        return int(getattr(self.matrix, "whole", self.matrix).shape[0])
+
     def _row_pointers(self) -> tuple[np.ndarray, np.ndarray]:
         """First value of each block, and number of values of each row, checked; pointers would take four times that."""
-        n_cells = self.n_cells
+        n_cells = self._n_stored
         missing = [part for part in ("data", "indices", "indptr") if part not in self._group]
         if missing:
             raise ValueError(f"{self.name} is damaged: it lacks {', '.join(missing)}")
@@ -139,6 +149,7 @@ class StoredCounts(Counts):
         """
         rows = np.asarray(rows, dtype=np.int64)
         totals = None if self.n_counts is None else self.n_counts[rows]
+        rows = rows if self._chosen is None else self._chosen[rows]
         if (
             len(rows)
             and rows[-1] // self.block_cells == rows[0] // self.block_cells
@@ -171,15 +182,23 @@ class StoredCounts(Counts):
             release_freed()
             coming = self._coming.pop(number, None)
             self._blocks[number] = self._read_block(number) if coming is None else coming.result()
-            following = number + 1
-            if following * self.block_cells < self.n_cells and following not in self._blocks:
+            following = self._after(number)
+            if following is not None and following not in self._blocks:
                 self._coming.clear()  # who jumps about does not need what was to come
                 self._coming[following] = self._reader.submit(self._read_block, following)
         self._blocks.move_to_end(number)
         return self._blocks[number]
 
+    def _after(self, number: int) -> int | None:
+        """The next block that holds any of the rows."""
+        chosen, end = self._chosen, (number + 1) * self.block_cells
+        if chosen is None:
+            return number + 1 if end < self._n_stored else None
+        at = int(np.searchsorted(chosen, end))
+        return int(chosen[at]) // self.block_cells if at < len(chosen) else None
+
     def _read_block(self, number: int) -> sparse.csr_matrix:
-        first, last = number * self.block_cells, min((number + 1) * self.block_cells, self.n_cells)
+        first, last = number * self.block_cells, min((number + 1) * self.block_cells, self._n_stored)
         start, stop = (int(at) for at in self._starts[number : number + 2])
         try:
             data, columns = (read(start, stop) for read in self._readers)
@@ -234,7 +253,7 @@ class StoredCounts(Counts):
             for part in ("data", "indices")
             for at in (slice(0, _LOOKED_AT), slice(max(0, int(self._starts[-1]) - _LOOKED_AT), None))
         ]
-        return (self.matrix.shape, self._starts, self._sizes, ends, self.var, self.n_counts)
+        return (self.matrix.shape, self._chosen, self._starts, self._sizes, ends, self.var, self.n_counts)
 
 
 def _reopened(
