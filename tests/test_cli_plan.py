@@ -95,3 +95,8 @@ def test_what_is_done_already_is_said_before_and_during(data, model, tmp_path):
 def test_a_plan_that_cannot_be_is_refused(data, model, capsys, tmp_path):
     told = failure(capsys, *words(data, model, tmp_path / "none", "--memory", "10KB"))
     assert "memory=0.01MB is too little: the longest cell has" in told
+
+
+def test_workers_of_dask_on_this_machine_share_the_time(data, model, tmp_path):
+    text = invoke(*words(data, model, tmp_path / "none", "--dask", "local:3", "--text"))
+    assert "3 workers, if none waits for another" in text

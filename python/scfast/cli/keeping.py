@@ -73,6 +73,12 @@ class Keeping:
             mine["threads"] = max(1, (os.cpu_count() or 1) // mine["workers"])
         return cls(out, part=parse_part(worker or part), worker=worker is not None, **mine)
 
+    @property
+    def processes(self) -> int:
+        """How many share the run on this machine, as far as that is known; 1 where a scheduler is named."""
+        local = None if self.dask is None else parse_dask(self.dask)
+        return local if isinstance(local, int) else self.workers
+
     def describe(self) -> str:
         """Where the run is kept, and who runs it."""
         who = ""
@@ -130,8 +136,11 @@ class Keeping:
 
         from scfast.run import planning
 
-        if self.threads is not None:
-            torch.set_num_threads(self.threads)
+        threads = self.threads
+        if threads is None and self.dask is not None:
+            threads = max(1, (os.cpu_count() or 1) // self.processes)
+        if threads is not None:
+            torch.set_num_threads(threads)
         # what --fresh forgets is there until it does
         folder = None if self.fresh else self.out / FOLDER
         part = self.part or (0, 1)

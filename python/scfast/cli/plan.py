@@ -8,11 +8,12 @@ import click
 
 from scfast.cli.console import Console, json_option
 from scfast.cli.planned import show_plan
-from scfast.cli.request import Request, request_options
+from scfast.cli.request import Request, page_option, request_options
 
 
 @click.command("plan")
 @request_options
+@page_option
 @click.option(
     "--seconds",
     type=click.FloatRange(0),
@@ -21,7 +22,7 @@ from scfast.cli.request import Request, request_options
     help="To time pieces of each different run; 0: none.",
 )
 @json_option
-def command(seconds: float, as_json: bool | None, **options: Any) -> None:
+def command(page: bool, seconds: float, as_json: bool | None, **options: Any) -> None:
     """How long scfast run would take with these options, and in which memory.
 
     Takes the options of scfast run, and writes nothing. Every cell is read and tokenised, because batches
@@ -40,4 +41,4 @@ def command(seconds: float, as_json: bool | None, **options: Any) -> None:
     console.fields(request.described)
     console.event("start", command="plan", **request.described)
     planned = request.keeping.plan(lambda: request.compute(False), seconds)
-    show_plan(console, planned, request.keeping.workers)
+    show_plan(console, planned, request.keeping.processes)

@@ -11,18 +11,12 @@ from scfast.cli.console import Console, json_option
 from scfast.cli.keeping import ROWS_LEFT_OUT
 from scfast.cli.planned import show_plan
 from scfast.cli.report import attach
-from scfast.cli.request import Request, request_options
+from scfast.cli.request import Request, page_option, request_options
 
 
 @click.command("run")
 @request_options
-@click.option(
-    "--report/--no-report",
-    "page",
-    default=True,
-    envvar="SCFAST_REPORT",
-    help="Also write report.html.  [default: yes]",
-)
+@page_option
 @click.option("--dry-run", is_flag=True, help="Check everything, say what would be run, and stop.")
 @json_option
 def command(page: bool, dry_run: bool, as_json: bool | None, **options: Any) -> None:
@@ -69,7 +63,7 @@ def command(page: bool, dry_run: bool, as_json: bool | None, **options: Any) -> 
         console.fields(request.described)
         console.event("start", command="run", dry_run=dry_run, **request.described)
     if dry_run:
-        show_plan(console, keeping.plan(lambda: request.compute(False), 0.0), keeping.workers)
+        show_plan(console, keeping.plan(lambda: request.compute(False), 0.0), keeping.processes)
         return
     progress = console.interactive and not keeping.worker
     left_out = keeping.compute(lambda: request.compute(progress), console, request.device)
