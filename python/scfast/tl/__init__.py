@@ -6,7 +6,9 @@ from scfast.tl.compare_de import compare_de
 from scfast.tl.embed import embed
 from scfast.tl.enrich import enrich
 from scfast.tl.finetune import finetune
+from scfast.tl.gene_programs import gene_programs
 from scfast.tl.grn import grn
+from scfast.tl.grn_agreement import grn_agreement
 from scfast.tl.grn_score import grn_score
 from scfast.tl.key_genes import key_genes
 from scfast.tl.layers_report import layers_report
@@ -16,6 +18,7 @@ from scfast.tl.prevalence import prevalence
 from scfast.tl.probe import probe
 from scfast.tl.rank_profile import rank_profile
 from scfast.tl.received import received
+from scfast.tl.regulator import regulator
 from scfast.tl.relevance import relevance
 from scfast.tl.rollout import rollout
 from scfast.tl.rollout_matrix import rollout_matrix
@@ -31,7 +34,9 @@ __all__ = [
     "embed",
     "enrich",
     "finetune",
+    "gene_programs",
     "grn",
+    "grn_agreement",
     "grn_score",
     "key_genes",
     "layers_report",
@@ -42,6 +47,7 @@ __all__ = [
     "probe",
     "rank_profile",
     "received",
+    "regulator",
     "relevance",
     "rollout",
     "rollout_matrix",

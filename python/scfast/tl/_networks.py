@@ -57,6 +57,11 @@ class Networks:
         place = self.about["networks"].loc[name, "varp"] if self.about else self.key
         return sparse.csr_matrix(self.adata.varp[place])
 
+    def errors(self, place: str) -> sparse.csr_matrix | None:
+        """Standard errors of the matrix at ``varp[place]``, where there are any."""
+        key = f"{place}_se"
+        return sparse.csr_matrix(self.adata.varp[key]) if key in self.adata.varp else None
+
     def weights(self, name: str, sources: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """float64 [R, T] of some pairs, 0 where there is no edge; ``"stratified"``: the mean over the groups."""
         if name == STRATIFIED:
