@@ -38,7 +38,7 @@ def members_of(
     return [str(name) for name in sets], held, missing
 
 
-def tested(
+def over_represented(
     group: str,
     labels: list[str],
     members: sparse.csr_matrix,

@@ -11,7 +11,7 @@ import pandas as pd
 
 from scfast.io import read_gmt
 from scfast.tl._batches import given
-from scfast.tl._gene_sets import members_of, tested
+from scfast.tl._gene_sets import members_of, over_represented
 from scfast.tl._inputs import check_options, commit, get_groups
 from scfast.tl._kept_scores import kept_scores, own_groupby
 from scfast.tl._several import gene_names
@@ -130,7 +130,7 @@ def enrich(
                 f" a smaller top, or lower min_detection={min_detection}"
             )
         best = ranked[np.argsort(-scores.relative[number][ranked], kind="stable")[:top]]
-        tables.append(tested(name, labels, members, within, best, names))
+        tables.append(over_represented(name, labels, members, within, best, names))
         tops.append(
             pd.DataFrame(
                 {

@@ -14,7 +14,7 @@ from scipy import sparse
 from scfast import ops
 from scfast.io import read_gmt
 from scfast.tl._batches import given
-from scfast.tl._gene_sets import members_of, tested
+from scfast.tl._gene_sets import members_of, over_represented
 from scfast.tl._inputs import check_options, commit
 from scfast.tl._leiden import leiden
 from scfast.tl._several import gene_names
@@ -189,7 +189,7 @@ def _enriched(
     within = np.zeros(len(names), dtype=bool)
     within[columns] = True
     tables = [
-        tested(label, titles, members, within, columns[program == number], names)
+        over_represented(label, titles, members, within, columns[program == number], names)
         for number, label in enumerate(labels)
     ]
     return pd.concat(tables, ignore_index=True).rename(

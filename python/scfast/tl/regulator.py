@@ -14,7 +14,7 @@ from scipy.stats import hypergeom
 from scfast.io import read_gmt
 from scfast.io.networks import to_network
 from scfast.tl._batches import given
-from scfast.tl._gene_sets import members_of, tested
+from scfast.tl._gene_sets import members_of, over_represented
 from scfast.tl._inputs import check_options, commit
 from scfast.tl._networks import POOLED, Networks, read_networks
 from scfast.tl._several import gene_names, get_genes
@@ -77,8 +77,8 @@ def regulator(
     AnnData or None
         ``uns[key_added]``: ``"influenced"`` (DataFrame, the ``n_genes`` strongest: ``gene``, the ``value`` they are
         ranked by, and a column per network), ``"edges"`` (DataFrame: ``source``, ``target``, ``value``, its standard
-        error ``se``, ``known``, and the ``sign`` that the reference gives), ``"overlap"`` (known targets among the ``top``:
-        ``overlap``, ``known``, ``top``, ``universe``, ``expected``, ``p_value``; nan without a reference),
+        error ``se``, ``known``, and the ``sign`` that the reference gives), ``"overlap"`` (known targets among the
+        ``top``: ``overlap``, ``known``, ``top``, ``universe``, ``expected``, ``p_value``; nan without a reference),
         ``"enrichment"`` (DataFrame as of :func:`scfast.tl.enrich`, ``kind`` being ``"gene set"`` or ``"regulon"``; the
         universe is the genes with an edge from the regulator), and ``"params"``.
 
@@ -206,7 +206,7 @@ def _enriched(
     tables = []
     for kind, sets in kinds.items():
         labels, members, _ = members_of(sets, names, gene_symbols)
-        found = tested(gene, labels, members, within, best, names)
+        found = over_represented(gene, labels, members, within, best, names)
         found.insert(0, "kind", kind)
         tables.append(found)
     if not tables:
