@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import gzip
 
+import anndata
+import networkx
+import numpy as np
 import pandas as pd
 import pytest
+from scipy import sparse
 
 import scfast
 from scfast.io.networks import to_network
@@ -83,3 +87,32 @@ def test_published_tables(shared):
     trrust = scfast.io.read_network(shared / "data" / "grn" / "trrust_rawdata.human.tsv")
     assert len(trrust) == 8427
     assert trrust["source"].nunique() == 795
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet", "graphml"])
+def test_edges_are_written(tmp_path, ending):
+    adata = anndata.AnnData(np.ones((1, 3)), var=pd.DataFrame({"symbol": list("abc")}, index=list("ABC")))
+    adata.varp["grn"] = sparse.csr_matrix(np.array([[0, 0.5, -2], [0, 0, 1], [0, 0, 0]]))
+    adata.varp["grn_se"] = adata.varp["grn"].copy()
+    path = scfast.io.write_network(adata, tmp_path / f"x.{ending}", gene_symbols="symbol", top=2)
+    if ending == "graphml":
+        graph = networkx.read_graphml(path)
+        found = [(a, b, graph[a][b]["weight"], graph[a][b]["se"]) for a, b in graph.edges]
+    else:
+        table = pd.read_csv(path) if ending == "csv" else pd.read_parquet(path)
+        found = list(table.itertuples(index=False, name=None))
+    assert sorted(found) == [("a", "c", -2, -2), ("b", "c", 1, 1)]
+
+
+def test_what_is_not_written(tmp_path):
+    adata = anndata.AnnData(np.ones((1, 3)), var=pd.DataFrame(index=list("ABC")))
+    adata.varp["grn"] = sparse.csr_matrix((3, 3))
+    for options, error, says in (
+        ({"network": "x"}, KeyError, "network='x' is not in"),
+        ({"gene_symbols": "x"}, KeyError, "gene_symbols='x' is not in"),
+        ({}, ValueError, "has no edge"),
+    ):
+        with pytest.raises(error, match=says):
+            scfast.io.write_network(adata, tmp_path / "x.csv", **options)
+    with pytest.raises(ValueError, match=r"x\.txt: a network is written as"):
+        scfast.io.write_network(adata, tmp_path / "x.txt")

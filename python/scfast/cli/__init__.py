@@ -16,6 +16,8 @@ COMMANDS = {
     "plan": "How long a run would take, and in which memory.",
     "status": "How far an unfinished run has come.",
     "report": "One HTML page from the results of a run.",
+    "grn": "Gene networks from attention, group by group, and what changes between groups.",
+    "grn-score": "What a gene network is worth: known targets, beside co-expression and chance.",
     "enrich": "Gene sets among the genes that a model attends to most.",
     "prevalence": "Gene programs' share of attention against their share of the cell.",
     "pretrain": "Train a Geneformer on your cells by masked-gene modelling.",
@@ -38,7 +40,7 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"scfast.cli.{cmd_name}")
+        module = importlib.import_module(f"scfast.cli.{cmd_name.replace('-', '_')}")
         return module.command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -3,7 +3,7 @@
 from scfast.io.anndata_files import read, write_h5ad
 from scfast.io.gene_sets import read_clusters, read_gmt
 from scfast.io.gene_tables import read_medians, read_vocabulary
-from scfast.io.networks import read_network
+from scfast.io.networks import read_network, write_network
 from scfast.io.stored import convert, open
 
 __all__ = [
@@ -16,4 +16,5 @@ __all__ = [
     "read_network",
     "read_vocabulary",
     "write_h5ad",
+    "write_network",
 ]

@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from scipy import sparse
 
 from scfast.io.gene_sets import read_rows
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 #: Headers of the column with regulators, and of the one with targets, in lower case.
 SOURCES = ("source", "tf", "regulator", "regulatorygene", "gene1", "from")
@@ -75,6 +80,98 @@ def read_network(path: str | Path, *, min_score: float = 0.0) -> pd.DataFrame:
         f"{path}: columns of regulators and targets cannot be told from the first line {header[:5]}: name them 'source'"
         " and 'target', or leave these two alone"
     )
+
+
+def write_network(
+    adata: AnnData,
+    path: str | Path,
+    *,
+    network: str = "grn",
+    gene_symbols: str | None = None,
+    top: int | None = None,
+) -> Path:
+    """Write the edges of a network as GraphML, for Cytoscape and Gephi, or as a parquet or CSV table.
+
+    Parameters
+    ----------
+    adata
+        With the network in ``varp``, regulators in rows.
+    path
+        ``*.graphml``, ``*.parquet`` or ``*.csv``.
+    network
+        Its key in ``varp``; standard errors at ``network + "_se"`` are written too.
+    gene_symbols
+        Column of ``adata.var`` with names to write instead of the index.
+    top
+        The strongest edges only.
+
+    Returns
+    -------
+    pathlib.Path
+        The file: edges with ``source``, ``target``, ``weight`` and, where known, ``se``, the strongest first.
+
+    Raises
+    ------
+    KeyError
+        When network or column are not there.
+    ValueError
+        When the ending is another, or there is no edge.
+    ModuleNotFoundError
+        For parquet, without pyarrow (the extra ``networks``).
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd, pathlib, scfast, tempfile
+    >>> from anndata import AnnData
+    >>> adata = AnnData(np.ones((1, 2)), var=pd.DataFrame(index=["STAT1", "IRF7"]))
+    >>> adata.varp["grn"] = np.array([[0, 0.5], [0, 0]])
+    >>> path = scfast.io.write_network(adata, pathlib.Path(tempfile.mkdtemp()) / "network.csv")
+    >>> print(path.read_text().strip())
+    source,target,weight
+    STAT1,IRF7,0.5
+    """
+    path = Path(path)
+    if network not in adata.varp:
+        raise KeyError(f"network={network!r} is not in adata.varp, which has {list(adata.varp)}")
+    if gene_symbols is not None and gene_symbols not in adata.var:
+        raise KeyError(
+            f"gene_symbols={gene_symbols!r} is not in adata.var, which has {list(adata.var.columns)}"
+        )
+    if path.suffix not in (".graphml", ".parquet", ".csv"):
+        raise ValueError(f"{path.name}: a network is written as .graphml, .parquet or .csv")
+    names = (adata.var_names if gene_symbols is None else adata.var[gene_symbols]).astype(str).to_numpy()
+    matrix = sparse.csr_matrix(adata.varp[network])
+    edges = matrix.tocoo()
+    order = np.argsort(-np.abs(edges.data), kind="stable")[:top]
+    order = order[edges.data[order] != 0]
+    if not len(order):
+        raise ValueError(f"the network {network!r} has no edge")
+    row, column = edges.row[order], edges.col[order]
+    table = pd.DataFrame({"source": names[row], "target": names[column], "weight": edges.data[order]})
+    if f"{network}_se" in adata.varp:
+        table["se"] = np.asarray(sparse.csr_matrix(adata.varp[f"{network}_se"])[row, column]).ravel()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".csv":
+        table.to_csv(path, index=False)
+    elif path.suffix == ".parquet":
+        try:
+            import pyarrow  # noqa: F401
+        except ModuleNotFoundError:
+            raise ModuleNotFoundError(
+                "pyarrow is needed for parquet: pip install 'scfast[networks]', or write .csv"
+            ) from None
+        table.to_parquet(path, index=False)
+    else:
+        import networkx
+
+        attributes = [name for name in ("weight", "se") if name in table]
+        graph = networkx.from_pandas_edgelist(
+            table.astype(dict.fromkeys(attributes, float)),
+            edge_attr=attributes,
+            create_using=networkx.DiGraph,
+        )
+        networkx.write_graphml(graph, path)
+    return path
 
 
 def to_network(reference: pd.DataFrame | Mapping[str, Sequence[str]] | str | Path) -> pd.DataFrame:

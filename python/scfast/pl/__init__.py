@@ -6,6 +6,8 @@ from scfast.pl.clustermap import clustermap
 from scfast.pl.compare_de import compare_de
 from scfast.pl.confusion import confusion
 from scfast.pl.enrich import enrich
+from scfast.pl.grn import grn
+from scfast.pl.grn_score import grn_score
 from scfast.pl.key_genes import key_genes
 from scfast.pl.layer_map import layer_map
 from scfast.pl.perturbation import perturbation
@@ -13,6 +15,7 @@ from scfast.pl.prevalence import prevalence
 from scfast.pl.probe import probe
 from scfast.pl.rank_profile import rank_profile
 from scfast.pl.received import received
+from scfast.pl.regulator import regulator
 from scfast.pl.relevance import relevance
 from scfast.pl.rollout import rollout
 from scfast.pl.rollout_matrix import rollout_matrix
@@ -27,6 +30,8 @@ __all__ = [
     "compare_de",
     "confusion",
     "enrich",
+    "grn",
+    "grn_score",
     "key_genes",
     "layer_map",
     "perturbation",
@@ -34,6 +39,7 @@ __all__ = [
     "probe",
     "rank_profile",
     "received",
+    "regulator",
     "relevance",
     "rollout",
     "rollout_matrix",
