@@ -273,6 +273,8 @@ class AttentionSource(abc.ABC):
         for almost all models.
     distinct_genes
         Whether no gene has two tokens in a cell, so that nobody needs to look.
+    tokenizes_in_threads
+        Whether :meth:`tokenize` may be called from several threads at once.
     """
 
     name: str
@@ -289,6 +291,7 @@ class AttentionSource(abc.ABC):
     prepared: Tokens | None = None
     cells_together: int = 1
     distinct_genes: bool = False
+    tokenizes_in_threads: bool = False
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -11,6 +14,18 @@ from scipy import sparse
 
 #: Stored values looked at to tell counts from normalised values.
 _SAMPLE = 10_000
+#: Whether somebody has looked at the values already.
+_LOOKED_AT: ContextVar[bool] = ContextVar("scfast_looked_at", default=False)
+
+
+@contextmanager
+def looked_at() -> Iterator[None]:
+    """In this block, and this thread, nobody is warned of values that are no counts: they were looked at as a whole."""
+    before = _LOOKED_AT.set(True)
+    try:
+        yield
+    finally:
+        _LOOKED_AT.reset(before)
 
 
 def as_csr(counts: Any, var: pd.DataFrame, made: str = "ranks") -> sparse.csr_matrix:
@@ -41,7 +56,7 @@ def as_csr(counts: Any, var: pd.DataFrame, made: str = "ranks") -> sparse.csr_ma
     if not matrix.has_canonical_format:
         matrix = matrix.copy()
         matrix.sum_duplicates()
-    sample = matrix.data[:_SAMPLE]
+    sample = matrix.data[: 0 if _LOOKED_AT.get() else _SAMPLE]
     if sample.dtype.kind == "f" and sample.size and (sample != np.rint(sample)).mean() > 0.5:
         warnings.warn(
             f"most values are not whole numbers: they look normalised or log-transformed, and {made} will "

@@ -162,7 +162,7 @@ class GeneformerSource(PackedSource):
         Tokens of a block where it runs :meth:`in_blocks`, else None.
     """
 
-    distinct_genes = True
+    distinct_genes = tokenizes_in_threads = True
 
     def __init__(
         self,

@@ -6,11 +6,11 @@ import math
 from typing import Any
 
 import numpy as np
-import torch
 
 from scfast import _kernels, reference
 from scfast.ops._csr import COUNT_TYPES, INT32_MAX, check_matrix, check_positive, numbers
 from scfast.ops._dispatch import choose
+from scfast.ops._threads import default_threads
 
 #: Modes of csrc/bin_values.hpp, and the options that mean something to each.
 MODES: dict[str, tuple[str, ...]] = {
@@ -106,7 +106,7 @@ def bin_values(
     n_bins = check_positive("n_bins", n_bins)
     if n_bins < 2:
         raise ValueError("n_bins is 1, but zeros take a bin: it must be at least 2")
-    n_threads = check_positive("threads", torch.get_num_threads() if threads is None else threads)
+    n_threads = check_positive("threads", default_threads() if threads is None else threads)
     if len(indptr) > 1 and np.diff(indptr).max() > INT32_MAX:
         raise ValueError(f"a cell has {np.diff(indptr).max()} entries; at most {INT32_MAX} fit")
     given = _prepare(mode, n_bins, indptr, data, **options)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from scfast import _kernels, reference
 from scfast.ops._csr import COUNT_TYPES, INT32_MAX, check_matrix, check_positive, numbers
 from scfast.ops._dispatch import choose
+from scfast.ops._threads import default_threads
 
 _FLOAT32_MAX = np.finfo(np.float32).max
 
@@ -113,7 +113,7 @@ def rank_values(
     genes = _checked(token_ids, factors, groups)
     n_counts = numbers("n_counts", n_counts, len(indptr) - 1, "cells").astype(np.float32)
     limit = check_positive("max_tokens", INT32_MAX if max_tokens is None else max_tokens)
-    n_threads = check_positive("threads", torch.get_num_threads() if threads is None else threads)
+    n_threads = check_positive("threads", default_threads() if threads is None else threads)
     if not 0 < np.float32(target) < np.inf:
         raise ValueError(f"target must be a finite number above 0, got {target}")
     matrix = _kernels.RankInput(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +9,8 @@ import pandas as pd
 from scipy import sparse
 
 from scfast.models.base import AttentionSource, Tokens
+from scfast.models.counts import looked_at
+from scfast.run.stages import stage
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,9 +69,9 @@ class Counts:
         if together > 1:
             every = (np.unique(rows // together)[:, None] * together + np.arange(together)).ravel()
             every = every[every < self.n_cells]
-        block, totals = self.take(every)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*recover_counts", category=UserWarning)
+        with stage("reading"):
+            block, totals = self.take(every)
+        with looked_at(), stage("tokenising"):
             tokens = source.tokenize(block, self.var, totals)
         if together == 1:
             return block, tokens

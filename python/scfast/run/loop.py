@@ -17,6 +17,7 @@ from scfast.observables.base import Observable
 from scfast.run.collect import Collector
 from scfast.run.memory import bytes_per_token, smaller_block
 from scfast.run.out_of_memory import cell_too_large, is_out_of_memory
+from scfast.run.stages import stage
 from scfast.run.transfer import Transfer
 
 _LOG = logging.getLogger(__name__)
@@ -138,7 +139,8 @@ class Loop:
             piece = next(pieces, None)
             tokens = self._upload(piece)
             while piece is not None:
-                running = self._start(piece, tokens)
+                with stage("model"):
+                    running = self._start(piece, tokens)
                 following = next(pieces, None)
                 tokens = self._upload(following)
                 if before is not None:
@@ -191,7 +193,9 @@ class Loop:
 
     def _finish(self, running: _Running) -> None:
         """Add a piece up once its results are on the host; run it in smaller ones where memory runs out."""
-        if not self._add_up(running):
+        with stage("analyses"):
+            added = self._add_up(running)
+        if not added:
             piece = running.piece
             del running.recorder, running.results  # their memory is needed
             self._retry(piece)
@@ -200,7 +204,8 @@ class Loop:
         """Add a piece to all analyses, or to none: False when memory ran out."""
         piece = running.piece
         try:
-            results = running.results()
+            with stage("model"):  # what is left of it
+                results = running.results()
             running.recorder.check(results)
             batch = Batch(piece.rows, piece.tokens, results, piece.counts)
             additions = {name: x.additions(batch) for name, x in self._accumulators.items()}
@@ -226,7 +231,8 @@ class Loop:
         """Run a piece again in less memory: two halves, one after the other, or one cell in smaller blocks."""
         self._transfer.release()
         for part in self._blocks(piece) if len(piece.rows) == 1 else self._halves(piece):
-            running = self._start(part, None)
+            with stage("model"):
+                running = self._start(part, None)
             if running is None:
                 self._retry(part)
             else:

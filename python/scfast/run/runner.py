@@ -14,13 +14,15 @@ from tqdm import tqdm
 from scfast.analyses.base import Accumulator, RowWriter
 from scfast.models.base import AttentionSource, TokenKind, Tokens
 from scfast.observables.base import Observable
+from scfast.run.ahead import in_order, token_threads
 from scfast.run.collect import Collector
 from scfast.run.counts import Counts
 from scfast.run.loop import Loop, Piece
 from scfast.run.plan import Plan
+from scfast.run.stages import stage
 from scfast.run.transfer import transfer_to
 
-#: Tokens made ahead of the model, at most: 35 MB of them.
+#: Tokens that are made at once, by all threads together: 35 MB of them, at most.
 AHEAD_TOKENS = 2**20
 
 
@@ -69,24 +71,37 @@ def survey(
     n_cells, step = counts.n_cells, _rows_ahead(source)
     lengths, gene_tokens = np.zeros((2, n_cells), dtype=np.int32)
     holds = np.zeros(n_cells, dtype=bool)
-    tokens, digest, repeats = None, hashlib.blake2b(digest_size=16), False
-    for start in range(0, n_cells, step):
-        rows = np.arange(start, min(start + step, n_cells))
-        tokens = counts.tokenize(source, rows)[1]
-        lengths[rows] = tokens.lengths
-        column, here = tokens.gene_index.numpy(), lengths[rows]
-        digest.update(_marks(column, tokens.positions.numpy(), here).tobytes())
-        is_gene = tokens.kind.numpy() == int(TokenKind.GENE)  # NumPy would compare an enum number by number
-        is_gene &= column >= 0
-        gene_tokens[rows] = here - _per_cell(~is_gene, here)
-        if not (repeats or source.distinct_genes):
-            cell = np.repeat(rows, here)[is_gene]
-            pairs = np.sort(cell * np.int64(counts.var.shape[0]) + column[is_gene])
-            repeats = bool((pairs[1:] == pairs[:-1]).any())
-        if gene is not None:
-            holds[rows] = _per_cell(is_gene & np.isin(column, gene), here) > 0
+    repeats, kept = False, None
+
+    def look(rows: np.ndarray) -> bytes:
+        """Fill in what is asked of some cells, which are nobody else's; the marks of their tokens."""
+        nonlocal repeats, kept
+        _, tokens = counts.tokenize(source, rows)
+        with stage("tokenising"):
+            lengths[rows] = tokens.lengths
+            column, here = tokens.gene_index.numpy(), lengths[rows]
+            # NumPy would compare an enum number by number.
+            is_gene = tokens.kind.numpy() == int(TokenKind.GENE)
+            is_gene &= column >= 0
+            gene_tokens[rows] = here - _per_cell(~is_gene, here)
+            if not (repeats or source.distinct_genes):
+                cell = np.repeat(rows, here)[is_gene]
+                pairs = np.sort(cell * np.int64(counts.var.shape[0]) + column[is_gene])
+                if (pairs[1:] == pairs[:-1]).any():
+                    repeats = True
+            if gene is not None:
+                holds[rows] = _per_cell(is_gene & np.isin(column, gene), here) > 0
+            if n_cells <= step:
+                kept = tokens
+            return _marks(column, tokens.positions.numpy(), here).tobytes()
+
+    threads = 1 if n_cells <= step else token_threads(source)
+    at_once = max(1, step // threads)
+    blocks = (np.arange(first, min(first + at_once, n_cells)) for first in range(0, n_cells, at_once))
+    digest = hashlib.blake2b(digest_size=16)
+    for marks in in_order(look, blocks, threads):
+        digest.update(marks)
     digest.update(lengths.data)
-    kept = tokens if n_cells <= step else None
     return TokenSurvey(lengths, gene_tokens, holds, kept, digest.hexdigest(), repeats)
 
 
@@ -250,19 +265,31 @@ def _pieces(source: AttentionSource, counts: Counts, plan: Plan, tokens: Tokens 
         for start, rows in zip(starts, plan.batches(), strict=False):
             yield Piece(start, rows, counts.take(rows)[0], tokens.select(rows), blocks.get(start, 0))
         return
-    waiting: list[tuple[int, np.ndarray]] = []
-    ends = set(plan.shard_starts.tolist())  # so that cells of two shards are not needed at once
-    for number, rows in enumerate(plan.batches()):
-        waiting.append((starts[number], rows))
-        more = sum(len(batch) for _, batch in waiting) < _rows_ahead(source)
-        if more and starts[number + 1] not in ends:
-            continue
-        ahead = np.concatenate([batch for _, batch in waiting])
-        block, made = counts.tokenize(source, ahead)
-        done = 0
-        for start, batch in waiting:
-            here = slice(done, done + len(batch))
-            part = made.select(np.arange(here.start, here.stop))
-            yield Piece(start, batch, block[here], part, blocks.get(start, 0))
+    threads = token_threads(source)
+    groups = _groups(plan, max(1, _rows_ahead(source) // threads))
+
+    def make(group: list[tuple[int, np.ndarray]]) -> list[Piece]:
+        block, made = counts.tokenize(source, np.concatenate([rows for _, rows in group]))
+        pieces, done = [], 0
+        for start, rows in group:
+            here = slice(done, done + len(rows))
+            part = made if len(group) == 1 else made.select(np.arange(here.start, here.stop))
+            pieces.append(Piece(start, rows, block[here], part, blocks.get(start, 0)))
             done = here.stop
-        waiting = []
+        return pieces
+
+    for pieces in in_order(make, groups, threads):
+        while pieces:
+            yield pieces.pop(0)
+
+
+def _groups(plan: Plan, n_rows: int) -> Iterator[list[tuple[int, np.ndarray]]]:
+    """Batches, each with its start, that are tokenised together: as few as make up so many rows, of one shard."""
+    group: list[tuple[int, np.ndarray]] = []
+    ends = set(plan.shard_starts.tolist())  # so that cells of two shards are not needed at once
+    starts = plan.offsets.tolist()
+    for number, rows in enumerate(plan.batches()):
+        group.append((starts[number], rows))
+        if sum(len(batch) for _, batch in group) >= n_rows or starts[number + 1] in ends:
+            yield group
+            group = []

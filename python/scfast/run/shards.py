@@ -26,6 +26,7 @@ from scfast.run.fingerprint import fingerprint
 from scfast.run.ledger import Ledger
 from scfast.run.plan import Plan, surroundings
 from scfast.run.runner import Results, Visited, visit
+from scfast.run.stages import stage
 from scfast.run.stopping import Stopped, stop_on_signal
 
 if TYPE_CHECKING:
@@ -157,7 +158,8 @@ class ShardedRun:
                 if others:
                     raise PartDone(f"{len(others)} of {ledger.n_shards} shards are left to other workers")
                 try:
-                    return self._merge(ledger)
+                    with stage("merging"):
+                        return self._merge(ledger)
                 except DamagedFileError as error:
                     _LOG.warning("%s; it was set aside, and is run again", error)
                     continue
@@ -218,7 +220,8 @@ class ShardedRun:
             if not ledger.finished():
                 raise
             return reason
-        ledger.store(shard, *visited)
+        with stage("writing"):
+            ledger.store(shard, *visited)
         return ""
 
     def _visit(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +18,7 @@ from scipy import sparse
 from scfast.run.buffers import Buffers, release_freed
 from scfast.run.counts import Counts
 from scfast.run.extents import reader_of
+from scfast.run.stages import beside, stage
 
 #: Rows read at once, and kept.
 BLOCK_CELLS = 4096
@@ -52,8 +54,11 @@ class StoredCounts(Counts):
     _blocks: OrderedDict[int, sparse.csr_matrix] = field(init=False, repr=False, default_factory=OrderedDict)
     _coming: dict[int, Future[sparse.csr_matrix]] = field(init=False, repr=False, default_factory=dict)
     _reader: ThreadPoolExecutor = field(
-        init=False, repr=False, default_factory=lambda: ThreadPoolExecutor(1, "scfast-reader")
+        init=False,
+        repr=False,
+        default_factory=lambda: ThreadPoolExecutor(1, "scfast-reader", initializer=beside),
     )
+    _lock: threading.Lock = field(init=False, repr=False, default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         starts, sizes = self._row_pointers()
@@ -175,9 +180,13 @@ class StoredCounts(Counts):
         return sparse.csr_matrix((0, self.matrix.shape[1]), dtype=self._group["data"].dtype)
 
     def _block(self, number: int, together: int) -> sparse.csr_matrix:
-        """A block of rows; ``together`` of them stay, and the next one is on its way."""
+        """A block of rows; ``together`` of them stay, and one that a thread may be at; the next is on its way."""
+        with stage("waiting for counts"), self._lock:
+            return self._find_block(number, together)
+
+    def _find_block(self, number: int, together: int) -> sparse.csr_matrix:
         if number not in self._blocks:
-            while len(self._blocks) >= together:
+            while len(self._blocks) > together:
                 self._blocks.popitem(last=False)
             release_freed()
             coming = self._coming.pop(number, None)
@@ -198,6 +207,10 @@ class StoredCounts(Counts):
         return int(chosen[at]) // self.block_cells if at < len(chosen) else None
 
     def _read_block(self, number: int) -> sparse.csr_matrix:
+        with stage("reading"):
+            return self._checked(number)
+
+    def _checked(self, number: int) -> sparse.csr_matrix:
         first, last = number * self.block_cells, min((number + 1) * self.block_cells, self._n_stored)
         start, stop = (int(at) for at in self._starts[number : number + 2])
         try:
@@ -207,9 +220,8 @@ class StoredCounts(Counts):
                 f"{self.name} is damaged: rows {first} to {last - 1} cannot be read ({error})"
             ) from error
         n_genes = self.matrix.shape[1]
-        if (
-            len(columns) and columns.view(f"u{columns.itemsize}").max() >= n_genes
-        ):  # a negative one is large so
+        unsigned = columns.view(columns.dtype.str.replace("i", "u"))  # in which negative ones are the largest
+        if len(columns) and unsigned.max() >= n_genes:
             raise ValueError(
                 f"{self.name} is damaged: rows {first} to {last - 1} have columns {columns.min()} to {columns.max()},"
                 f" and there are {n_genes} genes"
