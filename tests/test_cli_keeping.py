@@ -190,3 +190,6 @@ def test_counts_that_stay_on_disk(data, model, whole, tmp_path):
     invoke(*arguments(tmp_path / "cells.zarr", model, tmp_path / "out", "--stream"))
     assert same_results(whole, tmp_path / "out")
     assert ad.read_h5ad(tmp_path / "out" / "cells.h5ad").X is None
+    stages = json.loads((tmp_path / "out" / "stages.json").read_text())
+    assert {"tokenising", "model", "analyses", "writing", "merging"} <= set(stages["here"])
+    assert sum(stages["here"].values()) <= stages["wall"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 import scfast
-from scfast.run.stages import Clock, Times, beside, stage
+from scfast.run.stages import STAGES_FILE, Clock, Times, beside, note, noted, stage
 from tests.toy import toy_adata, toy_source
 
 
@@ -68,6 +69,18 @@ def test_a_tool_has_stages(tmp_path):
     with scfast.run.resumable(tmp_path / "run", shard_cells=9):
         scfast.tl.rollout(scfast.io.open(tmp_path / "cells.h5ad"), toy_source(), progress=False)
     times = clock.times()
-    assert {"reading", "waiting for counts", "tokenising", "model", "analyses", "writing", "merging"} == set(times.here)
+    assert {"reading", "waiting for counts", "tokenising", "model", "analyses", "writing", "merging"} == set(
+        times.here
+    )
     assert sum(times.here.values()) <= times.wall
     assert np.all(np.array(list(times.here.values())) > 0)
+
+
+def test_shards_of_other_processes_count_too(tmp_path):
+    note(tmp_path, Times(1.0, {"model": 0.5}))
+    other = {"process": "another", **Times(2.0, {"model": 1.5}).as_dict()}
+    with (tmp_path / STAGES_FILE).open("a") as file:
+        file.write(json.dumps(other) + '\n{"process": "killed", "wa')
+    assert noted(tmp_path) == Times(3.0, {"model": 2.0})
+    assert noted(tmp_path, by_others=True) == Times(2.0, {"model": 1.5})
+    assert noted(tmp_path / "none") == Times()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -17,10 +18,12 @@ from scfast.cli.clusters import connect, parse_dask
 from scfast.cli.console import Console
 
 if TYPE_CHECKING:
-    from scfast.run import Planned
+    from scfast.run import Clock, Planned, Times
 
 #: Folder of the run's shards within that of the results, while it is unfinished.
 FOLDER = "run"
+#: File of seconds by stage, beside the results.
+STAGES = "stages.json"
 #: Exit codes beside 0 and, for errors, 1 and 2.
 ROWS_LEFT_OUT, STOPPED = 3, 75
 #: Killed workers that are started again.
@@ -147,6 +150,15 @@ class Keeping:
         with planning(folder, shard_cells=self.shard_cells, part=part, seconds=seconds) as planned:
             go()
         return planned
+
+    def stages(self, clock: Clock) -> Times:
+        """Seconds of this command, and of the shards that other processes ran, by stage; kept beside the results."""
+        from scfast.run.stages import noted
+
+        others = sorted(folder for folder in (self.out / FOLDER).glob("*") if folder.is_dir())
+        times = sum((noted(folder, by_others=True) for folder in others), clock.times())
+        (self.out / STAGES).write_text(json.dumps(times.as_dict(), indent=1) + "\n")
+        return times
 
     def finish(self) -> None:
         """The results are written: the shards are not needed any more."""

@@ -57,6 +57,9 @@ def command(page: bool, dry_run: bool, as_json: bool | None, **options: Any) -> 
     console = Console(as_json)
     out = options["out"]
     request = Request.from_options(options)
+    from scfast.run import Clock
+
+    clock = Clock()
     keeping = request.keeping
     if not keeping.worker:
         console.title("Dry run" if dry_run else "Run")
@@ -83,6 +86,9 @@ def command(page: bool, dry_run: bool, as_json: bool | None, **options: Any) -> 
         show(console, adata)
     console.title("Written")
     console.fields({file.name: str(file) for file in files})
+    stages = keeping.stages(clock)
+    console.note(stages.describe())
+    console.event("stages", **stages.as_dict())
     console.event("done", files=list(map(str, files)), left_out=left_out)
     if left_out:
         console.note(f"{len(left_out)} shards could not be run; `scfast status {out}` says why")

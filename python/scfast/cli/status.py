@@ -73,4 +73,6 @@ def command(folder: Path, verify: bool, as_json: bool | None) -> None:
             console.note(f"{run.name}, shard {shard}: {reason}")
         for path in run.damaged:
             console.note(f"{run.name}: {path} is damaged; it is run again")
+        if stages := run.times.describe():
+            console.note(f"{run.name}: {stages}")
         console.event("run", run=run.as_dict())

@@ -9,12 +9,14 @@ from scfast.run.plan import Plan, make_plan
 from scfast.run.planner import Planned, PlannedRun, planning
 from scfast.run.runner import Results, TokenSurvey, run, survey
 from scfast.run.shards import PartDone, ShardedRun
+from scfast.run.stages import Clock, Times
 from scfast.run.stopping import Stopped
 from scfast.run.store import Store, current_store, granted_memory, resumable
 from scfast.run.stored import StoredCounts
 
 __all__ = [
     "DEFAULT_MEMORY",
+    "Clock",
     "Counts",
     "EqualLength",
     "Ledger",
@@ -28,6 +30,7 @@ __all__ = [
     "Stopped",
     "Store",
     "StoredCounts",
+    "Times",
     "TokenSurvey",
     "current_store",
     "default_device",

@@ -15,6 +15,7 @@ import numpy as np
 
 from scfast.run.array_files import DamagedFileError, read_arrays, write_arrays
 from scfast.run.atomic import UNFINISHED, publish
+from scfast.run.stages import Times, noted
 
 _LOG = logging.getLogger(__name__)
 
@@ -271,6 +272,8 @@ class Standing:
         Its hash, conditions and the memory for which it was made, as the run began with them.
     revised
         Shards in which memory ran out, so that they are run in smaller batches or blocks.
+    times
+        Seconds of its shards by stage, of all processes.
     """
 
     name: str
@@ -283,10 +286,11 @@ class Standing:
     damaged: list[str]
     plan: dict[str, Any]
     revised: list[int]
+    times: Times
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return dict(vars(self))
+        return {**vars(self), "times": self.times.as_dict()}
 
 
 def standing(folder: Path, *, verify: bool = False) -> list[Standing]:
@@ -308,6 +312,7 @@ def standing(folder: Path, *, verify: bool = False) -> list[Standing]:
                 path.parent.name, str(manifest.get("model", "")), manifest.get("cells", 0), ledger.n_shards,
                 len(ledger.finished()), sum(map(ledger.attempts, tried)),
                 {shard: ledger.reason(shard) for shard in tried}, damaged, _plan(manifest), ledger.revised(),
+                noted(ledger.folder),
             )
         )  # fmt: skip
     return found

@@ -26,7 +26,7 @@ from scfast.run.fingerprint import fingerprint
 from scfast.run.ledger import Ledger
 from scfast.run.plan import Plan, surroundings
 from scfast.run.runner import Results, Visited, visit
-from scfast.run.stages import stage
+from scfast.run.stages import Clock, note, stage
 from scfast.run.stopping import Stopped, stop_on_signal
 
 if TYPE_CHECKING:
@@ -208,6 +208,7 @@ class ShardedRun:
         """
         if ledger.path(shard).exists():
             return ""
+        clock = Clock()
         ledger.begin(shard)
         try:
             visited = self._visit(ledger, shard, done)
@@ -222,6 +223,7 @@ class ShardedRun:
             return reason
         with stage("writing"):
             ledger.store(shard, *visited)
+        note(ledger.folder, clock.times())
         return ""
 
     def _visit(

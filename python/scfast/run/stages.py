@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 #: In the order of the data's way.
 STAGES = (
     *("waiting for counts", "reading", "waiting for tokens", "tokenising", "model", "analyses", "writing"),
     "merging",
 )
+#: File of a run's folder with a line for every shard.
+STAGES_FILE = "stages.jsonl"
+_PROCESS = uuid4().hex
 _lock = threading.Lock()
 #: (beside, stage) -> seconds, since the process began.
 _seconds: defaultdict[tuple[bool, str], float] = defaultdict(float)
@@ -127,3 +133,26 @@ class Clock:
             if value > 0:
                 parts[besides][name] = value
         return Times(time.perf_counter() - self._start, *parts)
+
+
+def note(folder: Path, times: Times) -> None:
+    """Add what one shard took in this process to the folder of its run; lines of several processes do not mix."""
+    line = json.dumps({"process": _PROCESS, **times.as_dict()}) + "\n"
+    with (folder / STAGES_FILE).open("ab", buffering=0) as file:
+        file.write(line.encode())
+
+
+def noted(folder: Path, *, by_others: bool = False) -> Times:
+    """The times of all shards that were run for ``folder``, by anybody or by other processes than this one.
+
+    A line that a killed process did not finish is left out: it is not what results depend on.
+    """
+    path, total = folder / STAGES_FILE, Times()
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        try:
+            parts = json.loads(line)
+            if not (by_others and parts["process"] == _PROCESS):
+                total += Times.from_dict(parts)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            continue
+    return total
