@@ -1,8 +1,8 @@
 """Cells a second, and memory, of all that is not a model: reading from disk, tokens, batches, sums over groups.
 
-Cells: rows of pbmc_facs.h5ad drawn again and again, uncompressed CSR in h5ad and in sharded zarr. Model: the
-tokeniser and context of Geneformer V1, with a forward pass that does nothing. Every size runs in a process of its
-own: what memory grows by from one size to the next is what a cell costs.
+Cells: rows of pbmc_facs.h5ad drawn again and again, as CSR in h5ad and in sharded zarr, uncompressed and compressed.
+Model: the tokeniser and context of Geneformer V1, with a forward pass that does nothing. Every size runs in a process
+of its own: what memory grows by from one size to the next is what a cell costs.
 """
 
 from __future__ import annotations
@@ -36,6 +36,13 @@ from scfast.run import Counts, StoredCounts, make_plan, run, survey
 #: Cells that are drawn and written at once.
 DRAWN = 16384
 CHUNK, SHARD = 2**18, 2**24
+#: Name -> file, and whether it is compressed.
+KINDS = {
+    "h5ad": ("cells.h5ad", False),
+    "zarr": ("cells.zarr", False),
+    "h5ad, gzip": ("gzip.h5ad", True),
+    "zarr, zstd": ("zstd.zarr", True),
+}
 
 
 class NoModel(GeneformerSource):
@@ -45,7 +52,7 @@ class NoModel(GeneformerSource):
         return None
 
 
-def write(path: Path, data: Path, n_cells: int) -> None:
+def write(path: Path, data: Path, n_cells: int, compressed: bool = False) -> None:
     """Draw cells into a file, some at a time."""
     adata = anndata.read_h5ad(data / "cells" / "pbmc_facs.h5ad")
     matrix, total = sparse.csr_matrix(adata.X), np.asarray(adata.X.sum(1)).ravel()
@@ -73,10 +80,13 @@ def write(path: Path, data: Path, n_cells: int) -> None:
                 dtype=dtype,
                 chunks=(CHUNK,),
                 shards=(SHARD,),
-                compressors=None,
+                compressors="auto" if compressed else None,
             )
         else:
-            group.create_dataset(name, shape=(int(indptr[-1]),), dtype=dtype, chunks=(CHUNK,))
+            compression = "gzip" if compressed else None
+            group.create_dataset(
+                name, shape=(int(indptr[-1]),), dtype=dtype, chunks=(CHUNK,), compression=compression
+            )
     (group.create_array if on_zarr else group.create_dataset)("indptr", data=indptr)
     held: dict[str, list[np.ndarray]] = {name: [] for name in parts}
     done = waiting = 0
@@ -117,6 +127,7 @@ def measure(path: Path, checkpoint: Path, threads: int) -> dict[str, float]:
     stored, start = counts(), time.perf_counter()
     lengths = survey(loaded, stored).lengths
     found["tokenised"] = time.perf_counter() - start
+    found["entries"] = int(stored.matrix.group["data"].shape[0]) / adata.n_obs
     plan = make_plan(lengths, token_budget=2**17, max_batch_tokens=2**17, shard_cells=stored.shard_cells)
     strata = Strata.from_codes(np.arange(adata.n_obs) % 10, 10)
     analysis = GroupExpression(strata, adata.n_vars)
@@ -133,7 +144,8 @@ def main() -> None:
         "--data", type=Path, default=os.environ.get("SCFAST_TEST_DATA"), help="Holds cells/, geneformer/."
     )
     parser.add_argument("--cells", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
-    parser.add_argument("--kinds", nargs="+", default=["h5ad", "zarr"], choices=["h5ad", "zarr"])
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
+    parser.add_argument("--files", type=Path, help="Folder where files are kept for the next time.")
     parser.add_argument("--threads", type=int, default=cores())
     parser.add_argument("--out", type=Path, help="Folder for the result.  [default: bench/results/MACHINE]")
     parser.add_argument("--one", nargs=2, type=Path, help=argparse.SUPPRESS)
@@ -149,32 +161,32 @@ def main() -> None:
         checkpoint.mkdir()
         write_checkpoint(checkpoint, options.data)
         for kind in options.kinds:
+            name, compressed = KINDS[kind]
             for n_cells in options.cells:
-                path = Path(folder) / f"cells.{kind}"
-                write(path, options.data, n_cells)
-                command = [
-                    sys.executable,
-                    __file__,
-                    "--one",
-                    str(path),
-                    str(checkpoint),
-                    "--threads",
-                    str(options.threads),
-                ]
+                path = (options.files or Path(folder)) / str(n_cells) / name
+                if not path.exists():
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    part = path.with_name(f"part-{name}")
+                    write(part, options.data, n_cells, compressed)
+                    part.rename(path)
+                command = [sys.executable, __file__, "--one", str(path), str(checkpoint)]
+                command += ["--threads", str(options.threads)]
                 answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout
                 found = json.loads(answer.splitlines()[-1])
                 sizes.setdefault(kind, []).append(found)
                 rates = "  ".join(
-                    f"{name} {n_cells / found[name]:9,.0f}/s" for name in ("read", "tokenised", "analysed")
+                    f"{step} {n_cells / found[step]:9,.0f}/s" for step in ("read", "tokenised", "analysed")
                 )
                 print(
-                    f"{kind:5s} {n_cells:9,d} cells  {rates}  {found['peak_bytes'] / 1e6:7.0f} MB", flush=True
+                    f"{kind:10s} {n_cells:9,d} cells  {rates}  {found['peak_bytes'] / 1e6:7.0f} MB",
+                    flush=True,
                 )
-                subprocess.run(["rm", "-r", str(path)], check=True)
+                if options.files is None:
+                    subprocess.run(["rm", "-r", str(path)], check=True)
             low, high = sizes[kind][0], sizes[kind][-1]
             if high["cells"] > low["cells"]:
                 growth = (high["peak_bytes"] - low["peak_bytes"]) / (high["cells"] - low["cells"])
-                print(f"{kind:5s} {growth:.1f} bytes a cell", flush=True)
+                print(f"{kind:10s} {growth:.1f} bytes a cell", flush=True)
     here = describe()
     result = {"op": "atlas", "machine": here, "threads": options.threads, "sizes": sizes}
     out = options.out or RESULTS / here["name"]

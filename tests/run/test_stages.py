@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import scfast
-from scfast.run.stages import STAGES_FILE, Clock, Times, beside, note, noted, stage
+from scfast.run.stages import STAGES_FILE, Clock, Times, beside, note_times, noted_times, stage
 from tests.toy import toy_adata, toy_source
 
 
@@ -77,10 +77,10 @@ def test_a_tool_has_stages(tmp_path):
 
 
 def test_shards_of_other_processes_count_too(tmp_path):
-    note(tmp_path, Times(1.0, {"model": 0.5}))
+    note_times(tmp_path, Times(1.0, {"model": 0.5}))
     other = {"process": "another", **Times(2.0, {"model": 1.5}).as_dict()}
     with (tmp_path / STAGES_FILE).open("a") as file:
         file.write(json.dumps(other) + '\n{"process": "killed", "wa')
-    assert noted(tmp_path) == Times(3.0, {"model": 2.0})
-    assert noted(tmp_path, by_others=True) == Times(2.0, {"model": 1.5})
-    assert noted(tmp_path / "none") == Times()
+    assert noted_times(tmp_path) == Times(3.0, {"model": 2.0})
+    assert noted_times(tmp_path, by_others=True) == Times(2.0, {"model": 1.5})
+    assert noted_times(tmp_path / "none") == Times()

@@ -153,10 +153,10 @@ class Keeping:
 
     def stages(self, clock: Clock) -> Times:
         """Seconds of this command, and of the shards that other processes ran, by stage; kept beside the results."""
-        from scfast.run.stages import noted
+        from scfast.run.stages import noted_times
 
         others = sorted(folder for folder in (self.out / FOLDER).glob("*") if folder.is_dir())
-        times = sum((noted(folder, by_others=True) for folder in others), clock.times())
+        times = sum((noted_times(folder, by_others=True) for folder in others), clock.times())
         (self.out / STAGES).write_text(json.dumps(times.as_dict(), indent=1) + "\n")
         return times
 

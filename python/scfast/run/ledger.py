@@ -15,7 +15,7 @@ import numpy as np
 
 from scfast.run.array_files import DamagedFileError, read_arrays, write_arrays
 from scfast.run.atomic import UNFINISHED, publish
-from scfast.run.stages import Times, noted
+from scfast.run.stages import Times, noted_times
 
 _LOG = logging.getLogger(__name__)
 
@@ -312,7 +312,7 @@ def standing(folder: Path, *, verify: bool = False) -> list[Standing]:
                 path.parent.name, str(manifest.get("model", "")), manifest.get("cells", 0), ledger.n_shards,
                 len(ledger.finished()), sum(map(ledger.attempts, tried)),
                 {shard: ledger.reason(shard) for shard in tried}, damaged, _plan(manifest), ledger.revised(),
-                noted(ledger.folder),
+                noted_times(ledger.folder),
             )
         )  # fmt: skip
     return found

@@ -26,7 +26,7 @@ from scfast.run.fingerprint import fingerprint
 from scfast.run.ledger import Ledger
 from scfast.run.plan import Plan, surroundings
 from scfast.run.runner import Results, Visited, visit
-from scfast.run.stages import Clock, note, stage
+from scfast.run.stages import Clock, note_times, stage
 from scfast.run.stopping import Stopped, stop_on_signal
 
 if TYPE_CHECKING:
@@ -223,7 +223,7 @@ class ShardedRun:
             return reason
         with stage("writing"):
             ledger.store(shard, *visited)
-        note(ledger.folder, clock.times())
+        note_times(ledger.folder, clock.times())
         return ""
 
     def _visit(

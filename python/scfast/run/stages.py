@@ -135,14 +135,14 @@ class Clock:
         return Times(time.perf_counter() - self._start, *parts)
 
 
-def note(folder: Path, times: Times) -> None:
+def note_times(folder: Path, times: Times) -> None:
     """Add what one shard took in this process to the folder of its run; lines of several processes do not mix."""
     line = json.dumps({"process": _PROCESS, **times.as_dict()}) + "\n"
     with (folder / STAGES_FILE).open("ab", buffering=0) as file:
         file.write(line.encode())
 
 
-def noted(folder: Path, *, by_others: bool = False) -> Times:
+def noted_times(folder: Path, *, by_others: bool = False) -> Times:
     """The times of all shards that were run for ``folder``, by anybody or by other processes than this one.
 
     A line that a killed process did not finish is left out: it is not what results depend on.
