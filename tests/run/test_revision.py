@@ -5,14 +5,20 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from anndata import AnnData
+from scipy import sparse
 
-from scfast import _kernels
-from scfast.run import Ledger, OtherRunError, PartDone, granted_memory, make_plan, resumable
+import scfast
+from scfast import _kernels, models
+from scfast.run import Ledger, OtherRunError, PartDone, granted_memory, make_plan, resumable, shards
 from scfast.run import memory as budget
 from scfast.run.array_files import DamagedFileError
 from scfast.run.ledger import standing
+from scfast.run.memory import bytes_per_token
+from tests.models import fixtures
 from tests.run.test_shards import COUNTS, N_SHARDS, bits, go, sharded
 
 PLAN = sharded().plan
@@ -148,3 +154,54 @@ def test_a_damaged_note_of_the_memory_is_named(text, tmp_path):
     (tmp_path / "memory.json").write_text(text)
     with resumable(tmp_path), pytest.raises(DamagedFileError, match=r"memory\.json is damaged: remove"):
         granted_memory(None, GPU)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """A model, cells of 42 tokens, and a memory in which they are run in blocks of tokens."""
+    source = models.load("geneformer", fixtures.write_v2(tmp_path_factory.mktemp("v2"), hidden_act="gelu"))
+    genes = source.genes
+    counts = sparse.csr_matrix(np.random.default_rng(0).integers(1, 9, (9, len(genes))).astype(np.float32))
+    adata = AnnData(counts, var=pd.DataFrame(index=genes))
+    need = bytes_per_token(source, layers_kept=0, hidden_kept=1) * (len(genes) + 2)
+    return source, adata, int((need + 4 * source.hidden_size * adata.n_obs) / 0.8) - 10
+
+
+def test_a_cell_larger_than_the_budget_is_run_in_blocks_and_continued_in_them(large, tmp_path, monkeypatch):
+    source, adata, memory = large
+    monkeypatch.setattr(budget, "BLOCK_TOKENS", (16, 8, 4))
+    real, left = shards.visit, [2]
+
+    def visit(*arguments, **options):
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        return real(*arguments, **options)
+
+    def embed(folder):
+        done = adata.copy()
+        with resumable(folder, shard_cells=3):
+            scfast.tl.embed(done, source, memory=memory, progress=False)
+        return done
+
+    monkeypatch.setattr(shards, "visit", visit)
+    with pytest.raises(KeyboardInterrupt):
+        embed(tmp_path / "killed")
+    manifest = json.loads((tmp_path / "killed" / "1-embed" / "run.json").read_text())
+    assert manifest["block_tokens"] in (16, 8)
+    assert manifest["about"]["memory"] == memory
+    assert sum(manifest["about"]["parts"].values()) == memory
+    continued, whole = embed(tmp_path / "killed"), embed(tmp_path / "whole")
+    (key,) = whole.obsm
+    assert continued.obsm[key].tobytes() == whole.obsm[key].tobytes()
+    assert continued.uns[key]["params"]["plan"]["block_tokens"] == manifest["block_tokens"]
+
+
+def test_a_cell_that_fits_in_no_block_is_refused_before_anything_is_kept(large, tmp_path):
+    source, adata, memory = large
+    with (
+        resumable(tmp_path / "run", shard_cells=3),
+        pytest.raises(ValueError, match=r"the longest cell has 42 tokens, .* pass memory='\d+MB' or more"),
+    ):
+        scfast.tl.embed(adata, source, memory=memory // 10, progress=False)
+    assert not (tmp_path / "run").exists()
