@@ -54,7 +54,8 @@ def perturbation(
     Returns
     -------
     matplotlib.axes.Axes
-        Methods from top to bottom as they were scored; those without a defined score are left out.
+        Methods from top to bottom as they were scored, halves of the cells in grey; those without a defined score are
+        left out.
 
     Raises
     ------
@@ -77,7 +78,7 @@ def perturbation(
     own = ax is None
     panel = make_panels(1, WIDTH, MARGIN + ROW * len(of))[0] if ax is None else ax
     for place, (method, row) in enumerate(of.iterrows()):
-        colour = COLOURS[1] if method == "model" else COLOURS[0]
+        colour = COLOURS[1] if method == "model" else GREY if str(method).startswith("half") else COLOURS[0]
         values = points[method].dropna().to_numpy(float)
         panel.plot(values, np.full(len(values), place), "o", color=colour, alpha=0.35, markersize=4, mew=0)
         if np.isfinite(row["low"]):
