@@ -16,7 +16,7 @@ def show_plan(console: Console, planned: Planned, workers: int = 1) -> None:
     _show_cells(console, first)
     console.title("Runs")
     console.table(
-        ("run", "model", "cells", "batches", "tokens of a batch", "shards", "finished", "to run", "time"),
+        ("run", "model", "cells", "batches", "tokens a batch", "shards", "finished", "to run", "time"),
         [
             (
                 run.name,

@@ -11,6 +11,9 @@ import torch
 from scfast.models.base import AttentionSource
 from scfast.run.memory import USABLE_SHARE, token_parts
 
+#: Ids, positions, gene columns (int64), kinds (uint8), values (float32) and the matrix entry behind a token.
+BYTES_AHEAD = 3 * 8 + 1 + 4 + 8
+
 
 class Budget(NamedTuple):
     """What batches share.
@@ -26,7 +29,9 @@ class Budget(NamedTuple):
     granted: int
     results: int
 
-    def parts(self, source: AttentionSource, tokens: int, kept: Mapping[str, int]) -> dict[str, int]:
+    def parts(
+        self, source: AttentionSource, tokens: int, kept: Mapping[str, int], ahead: int = 0
+    ) -> dict[str, int]:
         """Bytes of every part, which are those that were granted when they are added up.
 
         Parameters
@@ -37,18 +42,23 @@ class Budget(NamedTuple):
             Of the largest batch.
         kept
             Of a token: what :func:`~scfast.run.memory.bytes_per_token` takes.
+        ahead
+            Tokens that are made before the model needs them.
 
         Returns
         -------
         dict
             Name of a part -> bytes, without those of which there is nothing. ``"reserve"``: what allocators round up
-            and keep, and the rows that are read ahead. ``"not needed"``: left over, because larger batches would not
+            and keep, and the rows that are being read. ``"not needed"``: left over, because larger batches would not
             be faster.
         """
         parts = {name: tokens * each for name, each in token_parts(source, **kept).items()}
         parts["one block of tokens"] = source.bytes_per_token().get("block", 0)
         parts["results"] = self.results
-        parts["reserve"] = self.granted - int(self.granted * USABLE_SHARE)
+        reserve = self.granted - int(self.granted * USABLE_SHARE)
+        on_host = source.device.type == "cpu"
+        parts["tokens made ahead"] = min(ahead * BYTES_AHEAD, reserve) if on_host else 0
+        parts["reserve"] = reserve - parts["tokens made ahead"]
         parts["not needed"] = self.granted - sum(parts.values())
         return {name: size for name, size in parts.items() if size}
 

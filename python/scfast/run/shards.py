@@ -25,7 +25,7 @@ from scfast.run.counts import Counts
 from scfast.run.fingerprint import fingerprint
 from scfast.run.ledger import Ledger
 from scfast.run.plan import Plan, surroundings
-from scfast.run.runner import Results, Visited, visit
+from scfast.run.runner import AHEAD_TOKENS, Results, Visited, visit
 from scfast.run.stages import Clock, note_times, stage
 from scfast.run.stopping import Stopped, stop_on_signal
 
@@ -86,7 +86,8 @@ class ShardedRun:
         tokens = 0
         if self.lengths is not None and self.plan.n_batches:
             tokens = int(np.add.reduceat(self.lengths[self.plan.rows], self.plan.offsets[:-1]).max())
-        return self.budget.parts(self.source, tokens, self.options["kept"])
+        ahead = 0 if self.lengths is None else min(AHEAD_TOKENS, int(self.lengths[self.plan.rows].sum()))
+        return self.budget.parts(self.source, tokens, self.options["kept"], ahead)
 
     def identity(self) -> dict[str, Any]:
         """What the results depend on."""
