@@ -44,8 +44,6 @@ from scfast.run.training import (
 HELD_OUT_MASK = {"rate": 0.1, "nonzero": 0.5}
 #: Masks of each training cell that the cell-blind baseline is counted over.
 BASELINE_PASSES = 10
-#: Evaluations of the held-out cells, and checkpoints, over a whole run.
-EVALUATIONS = 20
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ class Settings:
     a step go through the model in; ``patience`` the evaluations without a lower held-out loss after which training ends
     with the weights of the lowest, None: all steps, and the last weights; ``precision`` "float32" or "bf16";
     ``train_share`` the share of the cells not held out that are trained on: those of a smaller share are among those of
-    a larger one.
+    a larger one; ``evaluations`` those of the held-out cells, and checkpoints, over all steps.
     """
 
     model: dict[str, Any]
@@ -75,6 +73,7 @@ class Settings:
     patience: int | None = None
     precision: str = "float32"
     train_share: float = 1.0
+    evaluations: int = 20
 
 
 class Trainable(torch.nn.Module):
@@ -211,7 +210,7 @@ def train(
         epochs=Epochs(np.array(train_cells.lengths), settings.batch_tokens, settings.seed),
         loss=loss,
         evaluate=evaluate,
-        every=max(1, settings.steps // EVALUATIONS),
+        every=max(1, settings.steps // settings.evaluations),
         progress=progress,
         stop_after=stop_after,
         enough=stopping,

@@ -55,6 +55,7 @@ def train_bioformers(
     seed: int = 0,
     held_out: float = 0.1,
     train_share: float = 1.0,
+    evaluations: int = 20,
     patience: int | None = None,
     precision: str = "auto",
     device: str | torch.device | None = None,
@@ -104,9 +105,11 @@ def train_bioformers(
         Share of the cells that are never trained on.
     train_share
         Share of the other cells that are trained on: a smaller one's are among a larger one's.
+    evaluations
+        Of the held-out cells, over all steps; each leaves a checkpoint.
     patience
-        Evaluations, of which there are twenty over all steps, without a lower held-out loss after which training ends;
-        the weights of the lowest are kept. Default: all steps, and the last weights.
+        Evaluations without a lower held-out loss after which training ends; the weights of the lowest are kept.
+        Default: all steps, and the last weights.
     precision
         ``"float32"``; ``"bf16"``: products and attention in bfloat16, weights in float32; ``"auto"``: bf16 where the
         device has instructions for it.
@@ -148,6 +151,7 @@ def train_bioformers(
     given = {
         "steps": steps, "epochs": epochs, "batch_tokens": batch_tokens, "accumulate": accumulate, "lr": lr,
         "warmup": warmup, "patience": patience,
+        "evaluations": evaluations,
     }  # fmt: skip
     for name, value in given.items():
         if value is not None and not value > 0:
@@ -169,6 +173,7 @@ def train_bioformers(
         source, steps=steps, mask=mask, nonzero=nonzero, batch_tokens=tokens_per_step, lr=rate, seed=seed,
         held_out=held_out, warmup=min(warmup / steps, LONGEST_WARMUP), accumulate=accumulate,
         patience=patience, precision=precision, train_share=train_share,
+        evaluations=evaluations,
     )  # fmt: skip
     report = (lambda entry: print(progress_line(entry), flush=True)) if progress is True else progress
     return training.train(source, cells, Path(folder), settings, resume=resume, progress=report or None)
