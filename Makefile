@@ -44,6 +44,7 @@ bench: setup
 	$(BIN)/python bench/run.py
 	$(if $(DATA),$(BIN)/python bench/end_to_end.py --data "$(DATA)",@echo "bench/end_to_end.py needs DATA=FOLDER: left out")
 	$(if $(DATA),$(BIN)/python bench/pretraining.py --data "$(DATA)",@echo "bench/pretraining.py needs DATA=FOLDER: left out")
+	$(if $(DATA),$(BIN)/python bench/bioformers_training.py --data "$(DATA)",@echo "bench/bioformers_training.py needs DATA=FOLDER: left out")
 	$(BIN)/python bench/report.py
 
 lint: setup

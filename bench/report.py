@@ -220,6 +220,7 @@ WHOLE = {
     "end_to_end": end_to_end_table,
     "published_shapes": published_table,
     "pretraining": pretraining_table,
+    "bioformers_training": pretraining_table,
     "atlas": atlas_table,
 }
 

@@ -111,6 +111,31 @@ def test_rehearsal_of_perturbation(shared, tmp_path):
     assert "Pearson of change over all input genes, model minus sum of single effects" in page
 
 
+def test_rehearsal_of_expression_modelling(shared, tmp_path):
+    example = next(path for path in EXAMPLES if path.stem == "expression_modelling")
+    text = run(example, "--data", shared, "--quick", "--threads", "1", "--text", folder=tmp_path)
+    for words in (
+        "Table 2: mask ratio m",
+        "Table 3: share p of hidden genes above 0",
+        "Table 4: cells trained on",
+        "model minus linear regression under masks",
+        "one seed says nothing",
+        "AvgBIO, <cls>, trained minus untrained",
+    ):
+        assert words in text
+    out = tmp_path / "expression_modelling"
+    trained = pd.read_csv(out / "training.csv")
+    assert len(trained) == 12
+    embedded = pd.read_csv(out / "avg_bio.csv")
+    assert len(embedded) == 2 + 3
+    assert embedded["avg_bio"].between(0.2, 1).all()
+    scored = pd.read_csv(out / "models" / "raw_m0.1_p0.5_n1" / "seed_0" / "scores.csv", index_col="guess")
+    assert len(scored) == 5
+    assert scored[["accuracy", "npv"]].stack().between(0, 1).all()
+    assert "**A rehearsal: too little was trained" in (out / "summary.md").read_text()
+    assert {file.stem for file in out.glob("*.png")} == {"training", "umap"}
+
+
 def test_a_finding_says_what_its_interval_says():
     path = EXAMPLES[0].parent / "_findings.py"
     spec = importlib.util.spec_from_file_location("_findings", path)

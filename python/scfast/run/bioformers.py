@@ -161,7 +161,7 @@ def train(
     ValueError
         If ``folder`` holds a run on other cells or with other settings, or too few cells have genes.
     """
-    log: dict[str, Any] = identity(settings, data=_fingerprint(cells))
+    log: dict[str, Any] = identity(settings, data=cells_fingerprint(cells))
     claim(folder, log)
     if not resume:
         remove_run(folder)
@@ -169,7 +169,7 @@ def train(
         return finished
     train_cells, held_out_cells = (cells.select(rows) for rows in split(cells, settings))
     last_exact = source.inputs.binning.last_exact
-    held_out = _masked_batches(held_out_cells, settings, HELD_OUT, 0, **HELD_OUT_MASK)
+    held_out = held_out_batches(held_out_cells, settings)
     targets = torch.cat([batch.targets for batch in held_out])
     log |= {
         "train_cells": train_cells.n_cells,
@@ -224,7 +224,8 @@ def train(
     return finish(folder, log, model, write=lambda _, into: source.with_network(model.network()).save(into))
 
 
-def _fingerprint(cells: Tokens) -> str:
+def cells_fingerprint(cells: Tokens) -> str:
+    """SHA-256 of tokens, values and conditions."""
     assert cells.values is not None
     parts = [cells.ids, cells.values] + ([] if cells.external is None else [cells.external])
     return fingerprint(np.array(cells.lengths), *(part.numpy() for part in parts))
@@ -257,6 +258,19 @@ def _masked_batches(
     return [_masked(cells.select(batch), draws, settings, **mask) for batch in rows]
 
 
+def held_out_batches(cells: Tokens, settings: Settings) -> list[MaskedValues]:
+    """The held-out cells under their fixed mask."""
+    return _masked_batches(cells, settings, HELD_OUT, 0, **HELD_OUT_MASK)
+
+
+def mask_passes(cells: Tokens, settings: Settings) -> list[list[MaskedValues]]:
+    """The training cells under masks like that of the held-out cells, several times over: for baselines."""
+    return [
+        _masked_batches(cells, settings, BASELINE, number, **HELD_OUT_MASK)
+        for number in range(BASELINE_PASSES)
+    ]
+
+
 def _baseline(
     source: BioformersSource,
     cells: Tokens,
@@ -265,11 +279,7 @@ def _baseline(
     settings: Settings,
 ) -> dict[str, float]:
     """Scores of each gene's bin frequencies, counted under masks like those of the held-out cells."""
-    seen = [
-        batch
-        for number in range(BASELINE_PASSES)
-        for batch in _masked_batches(cells, settings, BASELINE, number, **HELD_OUT_MASK)
-    ]
+    seen = [batch for once in mask_passes(cells, settings) for batch in once]
     frequencies = bin_frequencies(seen, len(source.genes), source.network.shape.n_bins)
     logits = [frequencies[batch.tokens.ids[batch.chosen]] for batch in held_out]
     return score(logits, targets, source.inputs.binning.last_exact)

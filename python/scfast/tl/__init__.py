@@ -2,9 +2,11 @@
 
 from scfast.tl.attention_norms import attention_norms
 from scfast.tl.attention_shift import attention_shift
+from scfast.tl.avg_bio import avg_bio
 from scfast.tl.compare_de import compare_de
 from scfast.tl.embed import embed
 from scfast.tl.enrich import enrich
+from scfast.tl.expression_modelling import expression_modelling
 from scfast.tl.finetune import finetune
 from scfast.tl.gene_programs import gene_programs
 from scfast.tl.grn import grn
@@ -30,9 +32,11 @@ from scfast.tl.train_perturbation import perturbation_summary, train_perturbatio
 __all__ = [
     "attention_norms",
     "attention_shift",
+    "avg_bio",
     "compare_de",
     "embed",
     "enrich",
+    "expression_modelling",
     "finetune",
     "gene_programs",
     "grn",
