@@ -118,7 +118,7 @@ def test_rehearsal_of_expression_modelling(shared, tmp_path):
         "Table 2: mask ratio m",
         "Table 3: share p of hidden genes above 0",
         "Table 4: cells trained on",
-        "model minus linear regression under masks",
+        "BioFormers, expected bin minus linear regression under masks",
         "one seed says nothing",
         "AvgBIO, <cls>, trained minus untrained",
     ):
@@ -130,7 +130,7 @@ def test_rehearsal_of_expression_modelling(shared, tmp_path):
     assert len(embedded) == 2 + 3
     assert embedded["avg_bio"].between(0.2, 1).all()
     scored = pd.read_csv(out / "models" / "raw_m0.1_p0.5_n1" / "seed_0" / "scores.csv", index_col="guess")
-    assert len(scored) == 5
+    assert len(scored) == 6
     assert scored[["accuracy", "npv"]].stack().between(0, 1).all()
     assert "**A rehearsal: too little was trained" in (out / "summary.md").read_text()
     assert {file.stem for file in out.glob("*.png")} == {"training", "umap"}

@@ -14,7 +14,8 @@ from scfast.run.bioformers import Settings, Trainable, held_out_batches, mask_pa
 from scfast.run.linear_guesses import LinearGuesses, fit_complete, fit_masked, most_correlated
 from scfast.run.masked_values import MaskedValues, bin_frequencies
 
-MODEL, FREQUENCIES, MEAN = "BioFormers", "the gene's bin frequencies", "the gene's mean"
+MODEL, MODEL_MEAN = "BioFormers", "BioFormers, expected bin"
+FREQUENCIES, MEAN = "the gene's bin frequencies", "the gene's mean"
 LINEAR, LINEAR_MASKED = "linear regression", "linear regression under masks"
 
 
@@ -70,7 +71,9 @@ def guess(source: BioformersSource, cells: Tokens, settings: Settings, correlate
     model = Trainable(source.network)
     with torch.no_grad():
         logits = {MODEL: torch.cat([model(batch.to(source.device)).cpu() for batch in batches])}
-    expected: dict[str, torch.Tensor] = {}
+    last = source.network.shape.n_bins - 1
+    shares = logits[MODEL].double().softmax(-1)
+    expected = {MODEL_MEAN: shares @ torch.arange(last + 1, dtype=torch.float64)}
     if correlated is not None:
         passes, shape = mask_passes(train_cells, settings), source.network.shape
         seen = [batch for once in passes for batch in once]
@@ -88,7 +91,6 @@ def guess(source: BioformersSource, cells: Tokens, settings: Settings, correlate
         for name, regression in regressions.items():
             expected[name] = regression.predict(there.bins, there.hidden)[there.cell, there.gene]
     guessed = {name: scores.argmax(-1) for name, scores in logits.items()}
-    last = source.network.shape.n_bins - 1
     guessed |= {name: bins.round().clamp(0, last).long() for name, bins in expected.items()}
     loss = {name: float(cross_entropy(scores.double(), targets)) for name, scores in logits.items()}
     return Guesses(targets, there.cell, guessed, loss)

@@ -50,14 +50,17 @@ def expression_modelling(
     Returns
     -------
     pandas.DataFrame
-        A row for each way to guess: ``BioFormers``; ``the gene's bin frequencies`` under such masks, and ``the gene's
-        mean`` bin, which see no cell; ``linear regression`` over all values of the training cells, hidden predictors at
-        their means; ``linear regression under masks``, over hidden values of the masked training cells alone, which is
-        what the model learns from. Expected bins are rounded. Columns: ``loss`` in nats, for those that give
-        probabilities; ``accuracy``, the share of all bins that are guessed exactly; ``sensitivity``;
-        ``hel_sensitivity``, of those above the cut-off, up to one bin (value bins alone); ``npv``, the share of guesses
-        of 0 that are right, NPV-50 as half of the hidden values are 0; for each its standard error between cells,
-        ``_se``; nan for a share of nothing. Who guesses 1 always has a high sensitivity: look at both, or the accuracy.
+        A row for each way to guess: ``BioFormers``, its most likely bin; ``BioFormers, expected bin``; ``the gene's bin
+        frequencies`` under such masks, and ``the gene's mean`` bin, which see no cell; ``linear regression`` over all
+        values of the training cells, hidden predictors at their means; ``linear regression under masks``, over hidden
+        values of the masked training cells alone, which is what the model learns from. Means and expected bins are
+        rounded.
+
+        Columns: ``loss`` in nats, for those that give probabilities; ``accuracy``, the share of all bins that are
+        guessed exactly; ``sensitivity``, of the bins above 0; ``hel_sensitivity``, of those above the cut-off, up to
+        one bin (value bins alone); ``npv``, the share of guesses of 0 that are right, NPV-50 as half of the hidden
+        values are 0; for each its standard error between cells, ``_se``; nan for a share of nothing. Who guesses 1
+        always has a high sensitivity: look at all of them.
 
     Raises
     ------
