@@ -324,7 +324,7 @@ def variable_genes(cells: ad.AnnData, trained: Trained, out: Path) -> None:
     read_by_models = scfast.models.load("bioformers", folder_of(out, BOTH[0], 0)).genes
     for key, genes in ((GENES, read_by_models), (MOST, plain.var_names[plain.var["highly_variable"]])):
         chosen = plain[:, list(genes)].copy()
-        sc.pp.pca(chosen, n_comps=min(COMPONENTS, chosen.n_vars - 1), random_state=0)
+        sc.pp.pca(chosen, n_comps=min(COMPONENTS, chosen.n_vars - 1), mask_var=None, random_state=0)
         cells.obsm[key] = chosen.obsm["X_pca"]
 
 
