@@ -13,7 +13,7 @@ from scfast.models.bioformers import load
 from scfast.run.bioformers import Settings, cells_fingerprint
 from scfast.run.expression import Guesses, guess
 from scfast.tl._inputs import get_counts
-from scfast.tl.train_bioformers import tokens_of_all
+from scfast.tl.train_bioformers import _tokens
 
 if TYPE_CHECKING:
     import torch
@@ -83,7 +83,7 @@ def expression_modelling(
         )
     log = json.loads(file.read_text())
     source = load(folder).to(device)
-    cells = tokens_of_all(source, get_counts(adata, counts_layer))
+    cells = _tokens(source, get_counts(adata, counts_layer))
     if cells_fingerprint(cells) != log["data"]:
         raise ValueError(
             f"{folder} was trained on other cells than the {adata.n_obs} given, or on other counts of them: "

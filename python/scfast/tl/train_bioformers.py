@@ -165,7 +165,7 @@ def train_bioformers(
         _chosen(genes, counts, totals), preset=preset, binning=Binning(binning, n_bins, target=target),
         architecture=architecture, value_embedding=value_embedding, seed=seed,
     ).to(where)  # fmt: skip
-    cells = tokens_of_all(source, counts)
+    cells = _tokens(source, counts)
     tokens_per_step, rate = PRESETS[preset]
     tokens_per_step, rate = batch_tokens or tokens_per_step, lr or rate
     steps = steps or steps_of_epochs(np.array(cells.lengths), tokens_per_step, epochs or 10)
@@ -216,7 +216,7 @@ def _chosen(genes: str | Sequence[str], counts: Counts, totals: np.ndarray) -> l
     return list(names[np.sort(most[variance[most] > 0])])
 
 
-def tokens_of_all(source: BioformersSource, counts: Counts) -> Tokens:
+def _tokens(source: BioformersSource, counts: Counts) -> Tokens:
     """The tokens of all cells, end to end."""
     blocks = [tokens for _, tokens in token_blocks(source, counts)]
     names = ("ids", "positions", "gene_index", "kind", "values", "lost_vocabulary", "lost_truncation")
