@@ -65,7 +65,7 @@ def cli() -> None:
 
 
 def main(arguments: list[str] | None = None) -> Any:
-    """Run the command line; user errors end in one line and code 1 (SCFAST_DEBUG=1: a traceback)."""
+    """Run the command line; user errors end in one line and a code, mostly 1 (SCFAST_DEBUG=1: a traceback)."""
     try:
         given = sys.argv[1:] if arguments is None else arguments
         return cli.main(args=arguments, prog_name="scfast", standalone_mode=True, obj=list(given))
@@ -75,4 +75,4 @@ def main(arguments: list[str] | None = None) -> Any:
         # A KeyError's own text is quoted.
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
         click.echo(f"{click.style('error:', fg='red', bold=True)} {message}", err=True)
-        sys.exit(1)
+        sys.exit(getattr(error, "exit_code", 1))

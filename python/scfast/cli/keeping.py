@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,7 +109,9 @@ class Keeping:
         import torch
 
         from scfast.run import PartDone, Stopped, resumable
+        from scfast.run.disk import check_writable
 
+        check_writable(self.out)
         folder, threads = self.out / FOLDER, self.threads
         if self.fresh and not self.worker:
             shutil.rmtree(folder, ignore_errors=True)
@@ -161,8 +163,14 @@ class Keeping:
         return times
 
     def finish(self) -> None:
-        """The results are written: the shards are not needed any more."""
-        shutil.rmtree(self.out / FOLDER, ignore_errors=True)
+        """The results are written: the shards are not needed any more.
+
+        They go in one step, so that a process that runs the same command sees all of them or none.
+        """
+        gone = self.out / f".{FOLDER}-{os.getpid()}"
+        with suppress(FileNotFoundError):
+            (self.out / FOLDER).rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
     def _share(self, folder: Path, console: Console, device: str) -> None:
         """Start workers with the command line of this process, and wait for them."""

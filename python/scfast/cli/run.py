@@ -27,7 +27,8 @@ def command(page: bool, dry_run: bool, as_json: bool | None, **options: Any) -> 
 
     What is finished is kept in the output folder: a run that was killed goes on when the same command is
     given again, and its results are the same to the bit. Exit codes: 0 done, 1 an error that its message
-    explains, 3 done without cells that could not be run, 75 stopped by SIGTERM or SIGUSR1.
+    explains, 3 done without cells that could not be run, 73 the output folder is read-only, 74 its disk is
+    full, 75 stopped by SIGTERM or SIGUSR1.
 
     \b
     Examples:
@@ -54,6 +55,8 @@ def command(page: bool, dry_run: bool, as_json: bool | None, **options: Any) -> 
       scfast run atlas.h5ad --model geneformer:my_model --part $SLURM_ARRAY_TASK_ID/16 -o results
       scfast run cells.h5ad --model geneformer:my_model -o results --dry-run
     """  # noqa: D301
+    from scfast.run.disk import writing
+
     console = Console(as_json)
     out = options["out"]
     request = Request.from_options(options)
@@ -75,12 +78,13 @@ def command(page: bool, dry_run: bool, as_json: bool | None, **options: Any) -> 
     adata = request.adata
     if request.stream:
         adata.X = None  # the results alone: the counts are on disk already
-    files = write(request.analysis, adata, out)
     missing = (
         [f"{len(left_out)} shards of cells could not be run: they are in no result."] if left_out else []
     )
     facts = {name: request.described[name] for name in ("data", "model", "analysis", "device", "memory")}
-    files += attach(out, console, console.elapsed, facts=facts, warnings=missing, page=page)
+    with writing(out):
+        files = write(request.analysis, adata, out)
+        files += attach(out, console, console.elapsed, facts=facts, warnings=missing, page=page)
     show = ANALYSES[request.analysis].show
     if show is not None:
         show(console, adata)

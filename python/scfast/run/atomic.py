@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import secrets
+import sys
 from collections.abc import Iterable
 from pathlib import Path
+
+from scfast.run.disk import writing
 
 #: What ends the name of a file that is being written.
 UNFINISHED = ".part"
@@ -31,6 +35,11 @@ def publish(path: Path, pieces: Iterable[bytes], *, keep: bool = False) -> bool:
     bool
         Whether ``path`` holds these pieces now, rather than an earlier writer's.
 
+    Raises
+    ------
+    FullDiskError, ReadOnlyError
+        When they cannot be written; nothing is left of them.
+
     Examples
     --------
     >>> path = getfixture("tmp_path") / "answer"
@@ -38,20 +47,21 @@ def publish(path: Path, pieces: Iterable[bytes], *, keep: bool = False) -> bool:
     (True, False, '42')
     """
     part = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{UNFINISHED}")
-    try:
-        with part.open("xb") as file:
-            for piece in pieces:
-                file.write(piece)
-            file.flush()
-            os.fsync(file.fileno())
-        if keep:
-            if not _link(part, path):
-                return False
-        else:
-            part.replace(path)
-        sync_folder(path.parent)
-    finally:
-        part.unlink(missing_ok=True)
+    with writing(path.parent):
+        try:
+            with part.open("xb") as file:
+                for piece in pieces:
+                    file.write(piece)
+                file.flush()
+                to_disk(file.fileno())
+            if keep:
+                if not _link(part, path):
+                    return False
+            else:
+                part.replace(path)
+            sync_folder(path.parent)
+        finally:
+            part.unlink(missing_ok=True)
     return True
 
 
@@ -71,10 +81,18 @@ def _link(part: Path, path: Path) -> bool:
     return True
 
 
+def to_disk(descriptor: int) -> None:
+    """Have what was written to a file on the disk itself: on macOS fsync stops at the drive's cache."""
+    if sys.platform == "darwin":
+        fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+    else:
+        os.fsync(descriptor)
+
+
 def sync_folder(folder: Path) -> None:
     """Have the names in a folder written to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        to_disk(descriptor)
     finally:
         os.close(descriptor)

@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from scfast.run.atomic import publish
-from scfast.run.ledger import Ledger, OtherRunError
+from scfast.run.ledger import PARCEL, Ledger, OtherRunError
 from scfast.run.plan import surroundings
 from scfast.run.stopping import stop_on_signal
 
@@ -133,7 +133,7 @@ def share(run: ShardedRun, ledger: Ledger, shards: Sequence[int], tries: int, cl
         except BaseException:
             for shard, future in running.values():
                 future.cancel()
-                ledger.take_back(shard)
+                ledger.take_back(shard, whose="")
             raise
         client.run(forget, parcel.sha256, on_error="ignore")
 
@@ -168,7 +168,7 @@ def sent(run: ShardedRun, ledger: Ledger) -> Iterator[Parcel]:
 
     content = cloudpickle.dumps(run.to("cpu"))
     sha256 = hashlib.sha256(content).hexdigest()
-    path = (ledger.folder / f"parcel-{sha256[:16]}").absolute()
+    path = (ledger.folder / f"{PARCEL}-{sha256[:16]}").absolute()
     publish(path, [content])
     del content
     try:

@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 
 from scfast.run.array_files import DamagedFileError, read_arrays, write_arrays
-from scfast.run.atomic import UNFINISHED, publish
+from scfast.run.atomic import UNFINISHED, publish, to_disk
+from scfast.run.attempts import in_vain, writer
+from scfast.run.disk import RunGoneError, writing
 from scfast.run.stages import Times, noted_times
 
 _LOG = logging.getLogger(__name__)
@@ -22,6 +24,8 @@ _LOG = logging.getLogger(__name__)
 MANIFEST = "run.json"
 #: The part of it that says nothing of what the run is.
 ABOUT = "about"
+#: Begins the name of a file in which a run travels to other machines.
+PARCEL = "parcel"
 _DAMAGED = "damaged"
 #: What of a run's identity says on which processor or GPU it runs: one kind for the whole run, because another rounds
 #: otherwise.
@@ -77,7 +81,8 @@ class Ledger:
             When the folder has a run of another identity; the message says what differs.
         """
         wanted = {**identity, "shards": n_shards, **({} if about is None else {ABOUT: about})}
-        folder.mkdir(parents=True, exist_ok=True)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         publish(folder / MANIFEST, [json.dumps(wanted, indent=1, sort_keys=True).encode()], keep=True)
         differs = cls.differences(folder, identity, n_shards)
         if differs:
@@ -133,7 +138,10 @@ class Ledger:
 
     def store(self, shard: int, arrays: Mapping[str, np.ndarray], note: Mapping[str, Any]) -> None:
         """Keep what a shard gave, unless another worker was first."""
-        write_arrays(self.path(shard), arrays, {**note, "shard": shard}, keep=True)
+        try:
+            write_arrays(self.path(shard), arrays, {**note, "shard": shard}, keep=True)
+        except FileNotFoundError:
+            raise self.gone() from None
 
     def load(self, shard: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """What a finished shard gave.
@@ -183,30 +191,41 @@ class Ledger:
         return [shard for shard in range(self.n_shards) if self._revision(shard).exists()]
 
     def begin(self, shard: int) -> None:
-        """Note an attempt at a shard, which may be the last thing that this process does."""
-        self._attempts(shard).touch()
-        with self._attempts(shard).open("ab") as file:
-            file.write(b"begun\n")
-            file.flush()
-            os.fsync(file.fileno())
+        """Note an attempt at a shard, which may be the last thing that this process does.
 
-    def take_back(self, shard: int) -> None:
-        """The attempt that was begun does not count: it was stopped from outside."""
-        self._note(shard, "stopped")
+        Raises
+        ------
+        RunGoneError
+            When the folder is there no more.
+        """
+        self._note(shard, f"begun {writer()}")
+
+    def take_back(self, shard: int, whose: str | None = None) -> None:
+        """The attempt that was begun does not count: it was stopped from outside.
+
+        ``whose``: by default this process'; empty: that of the process that began last.
+        """
+        self._note(shard, f"stopped {writer() if whose is None else whose}".strip())
 
     def failed(self, shard: int, reason: str) -> None:
         """Note why an attempt failed."""
-        self._note(shard, f"failed {' '.join(reason.split())}")
+        self._note(shard, f"failed {writer()} {' '.join(reason.split())}")
 
     def attempts(self, shard: int) -> int:
-        """How often a shard was begun and neither finished nor stopped from outside."""
-        lines = self._lines(shard)
-        return lines.count("begun") - lines.count("stopped")
+        """How often a shard was begun in vain: see :func:`scfast.run.attempts.in_vain`."""
+        return in_vain(self._lines(shard))
 
     def reason(self, shard: int) -> str:
         """Why the last attempt failed, as far as it could say."""
         failures = [line for line in self._lines(shard) if line.startswith("failed ")]
-        return failures[-1].removeprefix("failed ") if failures else "its process ended without a word"
+        return failures[-1].split(" ", 2)[2] if failures else "its process ended without a word"
+
+    def gone(self) -> RunGoneError:
+        """What to raise where the folder was removed."""
+        return RunGoneError(
+            f"{self.folder} was removed while its run was going on: another process has finished the same run, or"
+            " somebody forgot it. Look for the results, or give the same command again"
+        )
 
     def forgive(self) -> None:
         """Forget all attempts."""
@@ -215,8 +234,9 @@ class Ledger:
 
     def sweep(self) -> None:
         """Remove what killed writers left; only when nobody writes."""
-        for path in self.folder.glob(f".*{UNFINISHED}"):
-            path.unlink(missing_ok=True)
+        for pattern in (f".*{UNFINISHED}", f"{PARCEL}-*"):
+            for path in self.folder.glob(pattern):
+                path.unlink(missing_ok=True)
 
     def tried(self) -> list[int]:
         """Shards that are not finished, and were begun."""
@@ -225,7 +245,10 @@ class Ledger:
 
     def _numbers(self, name: re.Pattern[str]) -> list[int]:
         """Shards that have a file of such a name."""
-        files = [name.fullmatch(path.name) for path in self.folder.iterdir()]
+        try:
+            files = [name.fullmatch(path.name) for path in self.folder.iterdir()]
+        except FileNotFoundError:
+            raise self.gone() from None
         return sorted(int(file[1]) for file in files if file is not None and int(file[1]) < self.n_shards)
 
     def _set_aside(self, path: Path) -> Path:
@@ -246,8 +269,13 @@ class Ledger:
         return path.read_text(errors="replace").splitlines() if path.exists() else []
 
     def _note(self, shard: int, line: str) -> None:
-        with self._attempts(shard).open("a") as file:
-            file.write(line + "\n")
+        try:
+            with writing(self.folder), self._attempts(shard).open("ab") as file:
+                file.write(f"{line}\n".encode())
+                file.flush()
+                to_disk(file.fileno())
+        except FileNotFoundError:
+            raise self.gone() from None
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -149,10 +150,10 @@ class ShardedRun:
         """
         (index, count), parent = part, os.getppid()
         while True:
-            mine = [shard for shard in ledger.missing() if shard % count == index]
-            mine = [shard for shard in mine if ledger.attempts(shard) < tries]
+            missing = ledger.missing()
+            others = [shard for shard in missing if ledger.attempts(shard) < tries]
+            mine = [shard for shard in others if shard % count == index]
             if not mine:
-                others = [shard for shard in ledger.missing() if ledger.attempts(shard) < tries]
                 if others and wait and os.getppid() == parent:
                     time.sleep(LOOK)
                     continue
@@ -160,7 +161,7 @@ class ShardedRun:
                     raise PartDone(f"{len(others)} of {ledger.n_shards} shards are left to other workers")
                 try:
                     with stage("merging"):
-                        return self._merge(ledger)
+                        return self._merge(ledger, missing)
                 except DamagedFileError as error:
                     _LOG.warning("%s; it was set aside, and is run again", error)
                     continue
@@ -222,8 +223,13 @@ class ShardedRun:
             if not ledger.finished():
                 raise
             return reason
-        with stage("writing"):
-            ledger.store(shard, *visited)
+        try:
+            with stage("writing"):
+                ledger.store(shard, *visited)
+        except OSError:  # of the disk, not of the shard
+            with suppress(OSError):
+                ledger.take_back(shard)
+            raise
         note_times(ledger.folder, clock.times())
         return ""
 
@@ -266,7 +272,7 @@ class ShardedRun:
             if not (key in empty and _same(array, empty[key]))
         }
 
-    def _merge(self, ledger: Ledger) -> Results:
+    def _merge(self, ledger: Ledger, missing: Sequence[int]) -> Results:
         """Add up the shards in their order, once it is known that each holds the rows that it should."""
         total = {name: _fresh(x) for name, x in self.analyses.items() if isinstance(x, Accumulator)}
         empty = {name: x.state() for name, x in total.items()}
@@ -277,7 +283,7 @@ class ShardedRun:
         left_out: dict[tuple[int, int], str] = {}
         for shard in range(ledger.n_shards):
             first, last = (int(row) for row in self.plan.shard_rows[shard : shard + 2])
-            if not ledger.path(shard).exists():
+            if shard in missing and not ledger.path(shard).exists():
                 left_out[first, last] = ledger.reason(shard)
                 for name, writer in writers.items():
                     blocks[name].append(Collector(writer, last - first).result())
@@ -316,6 +322,8 @@ class ShardedRun:
         except DamagedFileError:
             ledger.set_aside(shard)
             raise
+        except FileNotFoundError:
+            raise ledger.gone() from None
         return arrays, note
 
 

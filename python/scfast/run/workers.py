@@ -20,7 +20,15 @@ PATIENCE = 10.0
 
 
 class WorkerError(ChildProcessError):
-    """A worker ended with an error, which it has printed."""
+    """A worker ended with an error, which it has printed.
+
+    Attributes
+    ----------
+    exit_code
+        The worker's.
+    """
+
+    exit_code = 1
 
 
 def supervise(
@@ -70,7 +78,9 @@ def supervise(
                         continue
                     del running[index]
                     if code > 0:
-                        raise WorkerError(f"worker {index} ended with code {code}: its message is above")
+                        ended = WorkerError(f"worker {index} ended with code {code}: its message is above")
+                        ended.exit_code = code
+                        raise ended
                     if code < 0:
                         killed += 1
                         name = signal.Signals(-code).name
