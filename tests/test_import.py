@@ -33,6 +33,10 @@ def test_import_brings_no_heavy_package_but_torch() -> None:
     assert not loaded, f"import scfast brings {', '.join(loaded)}: import them in the functions that use them"
 
 
+def test_every_room_is_there_when_it_is_named() -> None:
+    assert python("import scfast; print(scfast.run.resumable.__name__)").strip() == "resumable"
+
+
 def test_torch_comes_before_the_extension() -> None:
     order = python("import sys, scfast; print(*sys.modules)").split()
     assert order.index("torch") < order.index("scfast._kernels"), "one OpenMP runtime serves both: torch's"

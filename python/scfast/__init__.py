@@ -11,10 +11,10 @@ from scfast import ops
 from scfast.attention import record
 from scfast.packing import Packing
 
-__all__ = ["Packing", "datasets", "io", "models", "ops", "pl", "pp", "record", "tl"]
+__all__ = ["Packing", "datasets", "io", "models", "ops", "pl", "pp", "record", "run", "tl"]
 
 #: Rooms that need AnnData, pandas or matplotlib: imported when they are first used, so that this import stays light.
-_ON_DEMAND = ("datasets", "io", "models", "pl", "pp", "tl")
+_ON_DEMAND = ("datasets", "io", "models", "pl", "pp", "run", "tl")
 
 
 def __getattr__(name: str) -> Any:
