@@ -23,6 +23,7 @@ from scfast.run.budget import Budget
 from scfast.run.cluster import share
 from scfast.run.collect import Collector
 from scfast.run.counts import Counts
+from scfast.run.disk import writing
 from scfast.run.fingerprint import fingerprint
 from scfast.run.ledger import Ledger
 from scfast.run.plan import Plan, surroundings
@@ -230,7 +231,8 @@ class ShardedRun:
             with suppress(OSError):
                 ledger.take_back(shard)
             raise
-        note_times(ledger.folder, clock.times())
+        with writing(ledger.folder):
+            note_times(ledger.folder, clock.times())
         return ""
 
     def _visit(
