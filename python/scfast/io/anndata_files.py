@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -52,6 +54,34 @@ def write_h5ad(adata: AnnData, path: str | Path) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.stem}.part.h5ad")
-    adata.write_h5ad(part, compression="gzip")
+    with _set_aside(adata) as on_disk:
+        adata.write_h5ad(part, compression="gzip")
+    if on_disk:
+        import h5py
+
+        with h5py.File(part, "r+") as file:
+            for (slot, key), stored in on_disk.items():
+                file.copy(getattr(stored, "group", stored), file[slot], name=key)
     part.replace(path)
     return path
+
+
+@contextmanager
+def _set_aside(adata: AnnData) -> Iterator[dict[tuple[str, str], Any]]:
+    """Results that lie in an HDF5 file: AnnData would read them as a whole, HDF5 copies them chunk by chunk."""
+    import h5py
+
+    on_disk = {
+        (slot, key): value
+        for slot in ("layers", "obsm")
+        for key, value in getattr(adata, slot).items()
+        if isinstance(getattr(value, "group", value), (h5py.Group, h5py.Dataset))
+        and not hasattr(value, "whole")
+    }
+    for slot, key in on_disk:
+        del getattr(adata, slot)[key]
+    try:
+        yield on_disk
+    finally:
+        for (slot, key), value in on_disk.items():
+            getattr(adata, slot)[key] = value

@@ -49,7 +49,7 @@ class Buffers:
         needed, room = max(1, n * size), room * size
         memory = next((self._waiting.pop(i) for i, x in enumerate(self._waiting) if len(x) >= needed), None)
         if memory is None:
-            memory = mmap.mmap(-1, max(needed, room))
+            memory = mmap.mmap(-1, max(needed, room), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         array = np.frombuffer(memory, dtype, n)
         weakref.finalize(array, self._take_back, memory).atexit = False
         return array

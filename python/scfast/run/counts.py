@@ -32,6 +32,11 @@ class Counts:
     n_counts: np.ndarray | None = None
 
     @property
+    def on_disk(self) -> bool:
+        """Whether the counts, and so what there is one of per cell, may be larger than the memory."""
+        return False
+
+    @property
     def shard_cells(self) -> int | None:
         """Rows whose order a plan should keep together; None: any order will do."""
         return None

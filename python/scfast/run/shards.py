@@ -27,6 +27,7 @@ from scfast.run.disk import writing
 from scfast.run.fingerprint import fingerprint
 from scfast.run.ledger import Ledger
 from scfast.run.plan import Plan, surroundings
+from scfast.run.row_files import HeldRows, RowFile
 from scfast.run.runner import AHEAD_TOKENS, Results, Visited, visit
 from scfast.run.stages import Clock, note_times, stage
 from scfast.run.stopping import Stopped, stop_on_signal
@@ -64,6 +65,9 @@ class ShardedRun:
         int64 [cells]: tokens of each row of the data; for an estimate of the time.
     budget
         The memory for which the plan was made; noted beside it.
+    rows_on_disk
+        Whether the results of row writers may stay on disk where the counts do:
+        :class:`scfast.run.row_files.RowFile`.
     """
 
     source: AttentionSource
@@ -76,6 +80,7 @@ class ShardedRun:
     progress: bool | None = None
     lengths: np.ndarray | None = None
     budget: Budget | None = None
+    rows_on_disk: bool = False
 
     def fresh(self) -> dict[str, Accumulator | RowWriter]:
         """The analyses, of which accumulators have seen nothing."""
@@ -279,7 +284,8 @@ class ShardedRun:
         total = {name: _fresh(x) for name, x in self.analyses.items() if isinstance(x, Accumulator)}
         empty = {name: x.state() for name, x in total.items()}
         writers = {name: x for name, x in self.analyses.items() if isinstance(x, RowWriter)}
-        blocks: dict[str, list[Any]] = {name: [] for name in writers}
+        on_disk = self.rows_on_disk and self.counts.on_disk and bool(writers)
+        kept = RowFile(writers, ledger.folder) if on_disk else HeldRows(writers)
         cuts: list[int] = []
         in_blocks: dict[int, int] = {}
         left_out: dict[tuple[int, int], str] = {}
@@ -288,7 +294,7 @@ class ShardedRun:
             if shard in missing and not ledger.path(shard).exists():
                 left_out[first, last] = ledger.reason(shard)
                 for name, writer in writers.items():
-                    blocks[name].append(Collector(writer, last - first).result())
+                    kept.append(name, Collector(writer, last - first).result())
                 continue
             arrays, note = self._load(ledger, shard)
             cuts += note["cuts"]
@@ -301,12 +307,12 @@ class ShardedRun:
             for name, accumulator in total.items():
                 accumulator.merge(type(accumulator).from_state({**empty[name], **parts[name]}))
             for name, writer in writers.items():
-                blocks[name].append(_block(parts[name], last - first, writer.n_columns))
+                kept.append(name, _block(parts[name], last - first, writer.n_columns))
         for name, accumulator in total.items():
             self.analyses[name].merge(accumulator)  # type: ignore[union-attr]
         results = Results()
         for name, analysis in self.analyses.items():
-            results[name] = _together(blocks[name]) if name in writers else analysis.result()  # type: ignore[union-attr]
+            results[name] = kept.result(name) if name in writers else analysis.result()  # type: ignore[union-attr]
         results.plan = self.plan.revised(cuts, in_blocks)
         results.left_out = left_out
         ledger.sweep()
@@ -350,7 +356,3 @@ def _block(arrays: Mapping[str, np.ndarray], n_rows: int, n_columns: int) -> spa
     if "values" in arrays:
         return arrays["values"]
     return sparse.csr_matrix((arrays["data"], arrays["indices"], arrays["indptr"]), shape=(n_rows, n_columns))
-
-
-def _together(blocks: Sequence[Any]) -> sparse.csr_matrix | np.ndarray:
-    return sparse.vstack(blocks, format="csr") if sparse.issparse(blocks[0]) else np.concatenate(blocks)

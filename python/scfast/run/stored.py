@@ -69,6 +69,11 @@ class StoredCounts(Counts):
         object.__setattr__(self, "_readers", readers)
 
     @property
+    def on_disk(self) -> bool:
+        """They are."""
+        return True
+
+    @property
     def shard_cells(self) -> int:
         """Rows whose order on disk a plan should keep together."""
         return self.block_cells

@@ -82,8 +82,12 @@ class Batches:
         label: str,
         *,
         gradients: bool = False,
+        rows_on_disk: bool = False,
     ) -> Results:
-        """See :func:`scfast.run.run`; inside :func:`scfast.run.resumable`, kept there shard by shard."""
+        """See :func:`scfast.run.run`; inside :func:`scfast.run.resumable`, kept there shard by shard.
+
+        With ``rows_on_disk`` the results of row writers are on disk where :func:`stays_on_disk` says so.
+        """
         store = current_store()
         if store is None:
             return run(
@@ -93,7 +97,7 @@ class Batches:
             )  # fmt: skip
         sharded = ShardedRun(
             self.source, self.counts, analyses, self.plan, observe, label=label, progress=self.how.progress,
-            lengths=self.lengths, budget=self.budget, options={
+            lengths=self.lengths, budget=self.budget, rows_on_disk=rows_on_disk, options={
                 "tokens": self.tokens, "backend": self.how.backend, "kept": self.kept, "gradients": gradients,
             },
         )  # fmt: skip
@@ -185,6 +189,22 @@ def make_batches(
         shard_cells=counts.shard_cells if store is None else store.shard_cells,
     )  # fmt: skip
     return Batches(fitted.source, counts, found.tokens, plan, kept, how, found.lengths, budget)
+
+
+def stays_on_disk(counts: Counts) -> bool:
+    """Whether results of every cell may stay on disk: the counts do, and the run has a folder."""
+    return counts.on_disk and current_store() is not None
+
+
+def for_anndata(rows: Any) -> Any:
+    """The result of a row writer, as AnnData takes it: a group of HDF5 becomes a sparse matrix on disk."""
+    import h5py
+
+    if not isinstance(rows, h5py.Group):
+        return rows
+    import anndata as ad
+
+    return ad.io.sparse_dataset(rows)
 
 
 def given(**arguments: Any) -> dict[str, Any]:

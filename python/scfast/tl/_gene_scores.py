@@ -22,7 +22,7 @@ from scfast.analyses import (
 from scfast.models.base import AttentionSource, Tokens
 from scfast.observables import Observable
 from scfast.run import Counts, TokenSurvey
-from scfast.tl._batches import Conditions, given, make_batches
+from scfast.tl._batches import Conditions, for_anndata, given, make_batches, stays_on_disk
 from scfast.tl._inputs import Groups, commit
 from scfast.tl._tables import gene_table, group_table
 
@@ -147,14 +147,19 @@ def score_genes(
         if scoring.found.repeats:
             analyses["tokens"] = CellTokens(n_genes)
         # float32 and int32, once in blocks, once in order; and the tokens likewise
-        results_bytes += 16 * (1 + scoring.found.repeats) * int(scoring.found.gene_tokens[scoring.rows].sum())
+        held = 0 if stays_on_disk(scoring.counts) else 16
+        results_bytes += (
+            held * (1 + scoring.found.repeats) * int(scoring.found.gene_tokens[scoring.rows].sum())
+        )
     batches = make_batches(
         scoring.source, scoring.counts, scoring.found, scoring.rows, how, results_bytes=results_bytes,
         layers_kept=scoring.layers_kept, observed=scoring.observed,
         readouts=1 if scoring.parts is None else scoring.parts.n_rows,
         in_blocks=scoring.in_blocks,
     )  # fmt: skip
-    results = batches.run(analyses, scoring.observe, scoring.name, gradients=scoring.gradients)
+    results = batches.run(
+        analyses, scoring.observe, scoring.name, gradients=scoring.gradients, rows_on_disk=True
+    )
     nulls = None
     if null is not None:
         fresh = batches.again(scoring.source.untrained(how.seed), results.plan)
@@ -177,9 +182,9 @@ def score_genes(
         for key, of in means.items()
     }
     target = adata.copy() if copy else adata
-    cells = {key_added: results["cells"]} if store_cells else {}
+    cells = {key_added: for_anndata(results["cells"])} if store_cells else {}
     if store_cells and scoring.found.repeats:
         uns["params"]["tokens_layer"] = f"{key_added}_tokens"
-        cells[f"{key_added}_tokens"] = results["tokens"]
+        cells[f"{key_added}_tokens"] = for_anndata(results["tokens"])
     commit(target, layers=cells, varm=varm, uns={key_added: uns})
     return target if copy else None

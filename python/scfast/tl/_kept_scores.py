@@ -77,7 +77,7 @@ def kept_scores(adata: AnnData, key: str) -> KeptScores:
             f"adata has no scores of cells named {key!r} (layers[{key!r}] and uns[{key!r}]): run scfast.tl.rollout("
             f"adata, model, key_added={key!r}) first, with store_cells=True"
         )
-    layer = adata.layers[key]
+    layer = _in_memory(adata.layers[key])
     if not sparse.issparse(layer):
         raise TypeError(
             f"adata.layers[{key!r}] is a {type(layer).__name__}; sparse scores are needed, because an entry says that"
@@ -105,12 +105,17 @@ def kept_scores(adata: AnnData, key: str) -> KeptScores:
     )
 
 
+def _in_memory(layer: Any) -> Any:
+    """The layer, read where it is on disk."""
+    return layer.to_memory() if hasattr(layer, "to_memory") else layer
+
+
 def _tokens(adata: AnnData, key: str, matrix: sparse.csr_matrix) -> sparse.csr_matrix | None:
     """The tokens that were kept beside scores, where a gene has several."""
     name = adata.uns[key].get("params", {}).get("tokens_layer")
     if name is None:
         return None
-    tokens = sparse.csr_matrix(adata.layers[name]) if name in adata.layers else None
+    tokens = sparse.csr_matrix(_in_memory(adata.layers[name])) if name in adata.layers else None
     if tokens is None or not (
         np.array_equal(tokens.indptr, matrix.indptr) and np.array_equal(tokens.indices, matrix.indices)
     ):

@@ -9,7 +9,7 @@ from scfast.analyses import Embedding
 from scfast.models.base import AttentionSource, Tokens
 from scfast.observables import HiddenStates
 from scfast.run import survey
-from scfast.tl._batches import Conditions, given, make_batches
+from scfast.tl._batches import Conditions, given, make_batches, stays_on_disk
 from scfast.tl._inputs import commit, get_counts, get_rows, get_source
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def embed(
         found,
         rows,
         how,
-        results_bytes=4 * source.hidden_size * adata.n_obs,
+        results_bytes=0 if stays_on_disk(counts) else 4 * source.hidden_size * adata.n_obs,
         hidden_kept=1,
         in_blocks=True,
     )
@@ -110,7 +110,7 @@ def embed(
     def observe(tokens: Tokens) -> Sequence[HiddenStates]:
         return [HiddenStates(layer, pool=pool)]
 
-    results = batches.run({"vectors": Embedding(source.hidden_size)}, observe, "embed")
+    results = batches.run({"vectors": Embedding(source.hidden_size)}, observe, "embed", rows_on_disk=True)
     noted = {**given(counts_layer=counts_layer), **batches.params(results.plan)}
     params = {"pool": pool, "layer": layer, **noted}
     target = adata.copy() if copy else adata
