@@ -74,11 +74,12 @@ def open(
     path = Path(path)
     root = _root(path)
     place = "raw/X" if counts == "raw" else counts
-    if place not in root:
+    with _reading(path):
+        encoding = root[place].attrs.get("encoding-type", "array") if place in root else None
         layers = [f"layers/{name}" for name in root["layers"]] if "layers" in root else []
         there = ", ".join([name for name in ("X", "raw") if name in root] + layers)
+    if encoding is None:
         raise KeyError(f"counts={counts!r} is not in {path}, which has {there}")
-    encoding = root[place].attrs.get("encoding-type", "array")
     if encoding != "csr_matrix":
         raise ValueError(
             f"{path}:{place} is stored as {encoding}, not cell by cell (csr_matrix), so that one cell is read with all:"

@@ -102,7 +102,11 @@ class StoredCounts(Counts):
     def _row_pointers(self) -> tuple[np.ndarray, np.ndarray]:
         """First value of each block, and number of values of each row, checked; pointers would take four times that."""
         n_cells = self._n_stored
-        missing = [part for part in ("data", "indices", "indptr") if part not in self._group]
+        try:
+            missing = [part for part in ("data", "indices", "indptr") if part not in self._group]
+            _ = [self._group[part].dtype for part in ("data", "indices", "indptr") if part not in missing]
+        except Exception as error:  # whatever a reader makes of a description that is not what it should be
+            raise OSError(f"{self.name} is damaged: its arrays cannot be opened ({error})") from error
         if missing:
             raise ValueError(f"{self.name} is damaged: it lacks {', '.join(missing)}")
         shapes = {part: self._group[part].shape for part in ("data", "indices", "indptr")}
@@ -224,6 +228,8 @@ class StoredCounts(Counts):
             raise OSError(
                 f"{self.name} is damaged: rows {first} to {last - 1} cannot be read ({error})"
             ) from error
+        if data.dtype.kind == "b":
+            data = data.astype(np.float32)  # arithmetic needs numbers
         n_genes = self.matrix.shape[1]
         unsigned = columns.view(columns.dtype.str.replace("i", "u"))  # in which negative ones are the largest
         if len(columns) and unsigned.max() >= n_genes:
