@@ -21,6 +21,8 @@ MORE, LESS = "#B3261E", "#2F6DA8"
 SIDE = 5.6
 #: Points of the circle of a gene, and of the widest and the thinnest edge.
 CIRCLE, WIDEST, THINNEST = 9.0, 3.2, 0.5
+#: Springs are as long as the steps between two genes, up to so many: a chain of hubs does not crowd each of them.
+REACH = 3
 
 
 def grn(
@@ -158,19 +160,23 @@ def _strongest(matrix: sparse.coo_matrix, n: int) -> pd.DataFrame:
 
 
 def _layout(graph: object) -> dict[int, tuple[float, float]]:
-    """Places of genes: every connected part by springs, parts side by side in as square a frame as they make."""
+    """Places of genes: every connected part by springs (Kamada & Kawai 1989), parts side by side in a square frame."""
     import networkx as nx
 
     parts = sorted(nx.weakly_connected_components(graph), key=lambda part: (-len(part), min(part)))
     layout: dict[int, tuple[float, float]] = {}
-    across = max(1, round(math.sqrt(sum(math.sqrt(len(part)) ** 2 for part in parts))))
+    across = max(1, round(math.sqrt(sum(map(len, parts)))))
     x = y = height = 0.0
     for part in parts:
         size = math.sqrt(len(part))
         if x > 0 and x + size > across:
             x, y, height = 0.0, y - height - 0.6, 0.0
         sub = nx.Graph((a, b) for a, b in graph.subgraph(part).edges)  # type: ignore[attr-defined]
-        springs = nx.spring_layout(sub, k=1.6 / size, iterations=300, seed=0, scale=size / 2, weight=None)
+        distance = {
+            one: {other: min(d, REACH) for other, d in row.items()}
+            for one, row in nx.all_pairs_shortest_path_length(sub)
+        }
+        springs = nx.kamada_kawai_layout(sub, dist=distance, scale=size / 2)
         for gene, (px, py) in springs.items():
             layout[gene] = (x + size / 2 + px, y - size / 2 + py)
         x, height = x + size + 0.6, max(height, size)
