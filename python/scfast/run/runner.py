@@ -14,7 +14,7 @@ from tqdm import tqdm
 from scfast.analyses.base import Accumulator, RowWriter
 from scfast.models.base import AttentionSource, TokenKind, Tokens
 from scfast.observables.base import Observable
-from scfast.run.ahead import in_order, token_threads
+from scfast.run.ahead import THREADS, in_order, token_threads
 from scfast.run.collect import Collector
 from scfast.run.counts import Counts
 from scfast.run.loop import Loop, Piece
@@ -24,6 +24,8 @@ from scfast.run.transfer import transfer_to
 
 #: Tokens that are made at once, by all threads together: 35 MB of them, at most.
 AHEAD_TOKENS = 2**20
+#: Parts in which they are made, by as many threads or one after the other: what arrays come and go stays in the caches.
+PARTS = THREADS
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +98,7 @@ def survey(
             return _marks(column, tokens.positions.numpy(), here).tobytes()
 
     threads = 1 if n_cells <= step else token_threads(source)
-    at_once = max(1, step // threads)
+    at_once = max(1, step // PARTS)
     blocks = (np.arange(first, min(first + at_once, n_cells)) for first in range(0, n_cells, at_once))
     digest = hashlib.blake2b(digest_size=16)
     for marks in in_order(look, blocks, threads):
@@ -266,7 +268,7 @@ def _pieces(source: AttentionSource, counts: Counts, plan: Plan, tokens: Tokens 
             yield Piece(start, rows, counts.take(rows)[0], tokens.select(rows), blocks.get(start, 0))
         return
     threads = token_threads(source)
-    groups = _groups(plan, max(1, _rows_ahead(source) // threads))
+    groups = _groups(plan, max(1, _rows_ahead(source) // PARTS))
 
     def make(group: list[tuple[int, np.ndarray]]) -> list[Piece]:
         block, made = counts.tokenize(source, np.concatenate([rows for _, rows in group]))
