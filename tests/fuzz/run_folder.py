@@ -63,7 +63,12 @@ def read_note(path: Path) -> None:
 DAMAGE = (DamagedFileError,)
 WAYS = [
     Way("1-run/run.json", read_manifest, [json.dumps(MANIFEST).encode()]),
-    Way("1-run/attempts-000000", read_attempts, [b"begun\nfailed ValueError: no\nbegun\nstopped\n"], ()),
+    Way(
+        "1-run/attempts-000000",
+        read_attempts,
+        [b"begun 1a\nfailed 1a ValueError: no\nbegun 2b\nstopped 2b\n", b"failed \n"],
+        (),
+    ),
     Way("1-run/shard-000000", read_shard, [whole(BODY, json.dumps(NOTE))], DAMAGE),
     Way("1-run/arrays", read_body, [BODY, in_bytes(), in_bytes(x=np.zeros((0, 3), np.float32))], DAMAGE),
     Way("1-run/shard-000000", read_note, [json.dumps(NOTE).encode()], DAMAGE),

@@ -217,7 +217,7 @@ class Ledger:
     def reason(self, shard: int) -> str:
         """Why the last attempt failed, as far as it could say."""
         failures = [line for line in self._lines(shard) if line.startswith("failed ")]
-        return failures[-1].split(" ", 2)[2] if failures else "its process ended without a word"
+        return failures[-1].split(" ", 2)[-1] if failures else "its process ended without a word"
 
     def gone(self) -> RunGoneError:
         """What to raise where the folder was removed."""
