@@ -1,11 +1,11 @@
-# make demo | test | bench | lint | format | sanitize | fuzz | clean
+# make demo | test | docs | bench | lint | format | sanitize | fuzz | clean
 # Each target sets itself up in .venv (Python 3.11 or newer, a C++ compiler and the network are all it needs).
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint format sanitize fuzz clean setup
+.PHONY: docs help demo test bench lint format sanitize fuzz clean setup
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
@@ -76,6 +76,11 @@ fuzz: setup
 	$(INSTALL) atheris
 	for target in $(FUZZ); do $(BIN)/python -m tests.fuzz $$target --seconds $(FUZZ_SECONDS); done
 
+# Warnings are errors. The pages of the API are made anew.
+docs: $(ENV)/.docs
+	rm -rf docs/api
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+
 setup: $(ENV)/.installed
 
 $(ENV)/.torch: constraints.txt
@@ -87,6 +92,10 @@ $(ENV)/.torch: constraints.txt
 $(ENV)/.installed: $(ENV)/.torch $(SOURCES)
 	$(INSTALL) cmake nanobind ninja scikit-build-core
 	$(INSTALL) $(BUILD) -e '.[test,lint]'
+	@touch $@
+
+$(ENV)/.docs: $(ENV)/.installed
+	$(INSTALL) $(BUILD) -e '.[docs]'
 	@touch $@
 
 $(CHECKED)/.installed: $(ENV)/.installed $(MODULES)

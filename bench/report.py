@@ -209,6 +209,27 @@ def atlas_table(result: dict[str, Any]) -> str:
     return f"{about}\n\n{table(head, lines)}"
 
 
+def workers_table(result: dict[str, Any]) -> str:
+    """One line per way to share a run; the first one, a process with all cores, is what they are held against."""
+    contenders = result["contenders"]
+    alone = next(iter(contenders.values()))["seconds"]
+    lines = [
+        [
+            name,
+            duration(found["seconds"]),
+            f"{result['cells'] / found['seconds']:,.1f} / s",
+            f"{alone / found['seconds']:.2f}",
+        ]
+        for name, found in contenders.items()
+    ]
+    about = (
+        f"{result['model']}, rollout of {result['cells']} cells of pbmc_facs_mini.h5ad in shards of"
+        f" {result['shard_cells']}, until all are merged; processes that are started already. All with one thread each"
+        " gave the same bits."
+    )
+    return f"{about}\n\n{table(['processes', 'seconds', 'cells', 'speed against the first'], lines)}"
+
+
 def plain_seconds(contenders: dict[str, Any]) -> float | None:
     return min(
         (x["seconds"] for name, x in contenders.items() if name.startswith("torch SDPA")), default=None
@@ -222,6 +243,7 @@ WHOLE = {
     "pretraining": pretraining_table,
     "bioformers_training": pretraining_table,
     "atlas": atlas_table,
+    "workers": workers_table,
 }
 
 

@@ -61,8 +61,8 @@ def test_help_teaches_by_example(command):
 
 
 def test_help_lists_the_commands_and_imports_none():
-    code = "import sys; from scfast.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
-    code += "print([m for m in ('anndata', 'transformers', 'scanpy', 'scfast.tl') if m in sys.modules])"
+    code = "import sys; from scfast_cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    code += "print([m for m in ('torch', 'numpy', 'anndata', 'scfast') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("[]")
     assert all(command in done.stdout for command in COMMANDS)
@@ -89,6 +89,7 @@ def test_run_writes_cells_tables_and_figure(data, model, tmp_path):
         "genes.csv",
         "groups.csv",
         "report.html",
+        "stages.json",
         "top_genes.png",
     ]
     written = ad.read_h5ad(tmp_path / "cells.h5ad")
@@ -103,7 +104,7 @@ def test_json_lines_are_json(data, model, tmp_path):
         "--layers", "0-1", "--no-null", "-o", tmp_path, "--json",
     )  # fmt: skip
     events = [json.loads(line) for line in text.splitlines()]
-    assert [event["event"] for event in events] == ["start", "group", "group", "done"]
+    assert [event["event"] for event in events] == ["start", "group", "group", "stages", "done"]
     assert events[1]["group"] == "B"
     assert len(events[1]["top_genes"]) == 6
     assert "spearman_expression" in events[1]
@@ -182,7 +183,7 @@ def test_rank_profile(data, model, tmp_path):
         "run", data, "--model", f"geneformer:{model}", "--analysis", "rank_profile", *options, "-o", tmp_path, "--json"
     )  # fmt: skip
     events = [json.loads(line) for line in text.splitlines()]
-    assert [event["event"] for event in events] == ["start", *["profile"] * 4, "done"]
+    assert [event["event"] for event in events] == ["start", *["profile"] * 4, "stages", "done"]
     assert {event["model"] for event in events[1:5]} == {"tiny (1)", "tiny (2)"}
     ranks = pd.read_csv(tmp_path / "ranks.csv")
     assert ranks["rank"].max() == 6
@@ -199,6 +200,7 @@ def test_attention_shift(data, model, tmp_path):
     np.testing.assert_allclose(pd.read_csv(tmp_path / "cosines.csv")[["mean", "concatenated"]], 1)
     assert {file.name for file in tmp_path.iterdir()} == {
         "cells.h5ad", "cosines.csv", "genes.csv", "ranks.csv", "groups.csv", "attention_shift.png",
+        "about.json", "stages.json",
     }  # fmt: skip
     assert "attention_shift" in ad.read_h5ad(tmp_path / "cells.h5ad").uns
 
@@ -227,7 +229,7 @@ def test_key_genes(data, model, tmp_path):
     assert set(table.loc[table["highlight"], "gene"]) == {3, 5}
     assert (tmp_path / "out" / "key_genes.png").stat().st_size > 5000
     events = [json.loads(line)["event"] for line in invoke(*run, "--json").splitlines()]
-    assert events == ["start", *["gene"] * 12, "correlations", "highlight", "done"]
+    assert events == ["start", *["gene"] * 12, "correlations", "highlight", "stages", "done"]
 
 
 def test_embed(data, model, tmp_path):

@@ -1,6 +1,6 @@
 """``python -m scfast`` is the command ``scfast``."""
 
-from scfast.cli import main
+from scfast_cli import main
 
 if __name__ == "__main__":
     main()

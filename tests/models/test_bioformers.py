@@ -261,7 +261,7 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
         load("bioformers", tmp_path)
     source.save(tmp_path)
     (tmp_path / "vocab.json").write_text('{"<cls>": 0, "A": 2}')
-    with pytest.raises(ValueError, match="must number <cls> 0 and its 1 genes from 1"):
+    with pytest.raises(ValueError, match="must number <cls> 0 and its genes from 1, each once"):
         load("bioformers", tmp_path)
     with pytest.raises(TypeError, match=r"dtype=torch\.int64 cannot be run"):
         load("bioformers", tmp_path, dtype=torch.int64)

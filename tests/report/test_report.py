@@ -40,6 +40,11 @@ def cells():
     clusters = {f"G{i}": f"program {i % 3}" for i in range(30)}
     scfast.tl.prevalence(adata, clusters, n_bootstrap=20, n_permutations=20)
     scfast.tl.enrich(adata, {"ONE": ["G1", "G2", "G4"], "TWO": ["G5", "G6"]}, top=8)
+    scfast.tl.grn(adata, model, backend=BACKEND)
+    scfast.tl.regulator(adata, "G1")
+    pairs = [(f"G{i}", f"G{j}") for i in range(12) for j in range(20) if i != j and (i + j) % 3 == 0]
+    reference = pd.DataFrame(pairs, columns=["source", "target"])
+    scfast.tl.grn_score(adata, reference, n_null=5)
     scfast.tl.compare_de(adata, key="rollout", top=[5])
     return adata
 
@@ -65,6 +70,7 @@ def test_every_analysis_has_its_chapter(made):
     assert found == set(CHAPTERS) - {
         "attention_norms",
         "relevance",
+        "gene_programs",
     }  # which take other models: in test_cli.py
     for section in report.sections:
         assert section.meaning
@@ -74,7 +80,7 @@ def test_every_analysis_has_its_chapter(made):
 
 def test_chapters_speak_of_tables_and_columns_that_there_are(cells):
     optional = {"key_genes/highlight", "rank_profile/genes", "probe/tokens", "similarity/genes/neighbors"}
-    optional |= {"attention_norms/norms"}
+    optional |= {"attention_norms/norms", "grn/changes", "regulator/enrichment"}
     for key in set(cells.uns) & set(CHAPTERS):
         tables = dict(collect.tables_of(cells.uns[key]))
         for path, listing in CHAPTERS[key].tables.items():

@@ -255,8 +255,10 @@ def test_the_null_model_runs_in_the_same_blocks(source: GeneformerSource) -> Non
     assert blocked.untrained(1).block_tokens == blocked.to("cpu").block_tokens == 8
     assert source.block_tokens is None
     counts = scfast.run.Counts(cells(source).X, cells(source).var)
-    plan = scfast.run.make_plan(np.array([42] * 6), token_budget=100, block_tokens=8)
-    batches = _batches.Batches(blocked, counts, None, plan, {}, _batches.Conditions())
+    lengths = np.array([42] * 6)
+    plan = scfast.run.make_plan(lengths, token_budget=100, block_tokens=8)
+    budget = None  # which is not asked
+    batches = _batches.Batches(blocked, counts, None, plan, {}, _batches.Conditions(), lengths, budget)  # type: ignore[arg-type]
     assert batches.again(source.untrained(), plan).source.block_tokens == 8
     with pytest.raises(ValueError, match="run in blocks, which toy cannot: grant more"):
         batches.again(toy_source(), plan)

@@ -15,7 +15,7 @@ import pytest
 from scfast.cli import main
 from scfast.run import Ledger, PartDone
 from scfast.run.attempts import in_vain, writer
-from scfast.run.disk import FullDiskError, ReadOnlyError, RunGoneError, check_writable, writing
+from scfast.run.disk import FullDiskError, ReadOnlyError, RunGoneError, output_folder, writing
 from tests.run.test_shards import N_SHARDS, bits, go
 from tests.test_cli import data, model
 from tests.test_cli_keeping import arguments
@@ -111,13 +111,30 @@ def test_exit_codes_of_disks(data, model, capsys, tmp_path):
 
 
 def test_the_output_folder_is_tried_before_anything_is_run(tmp_path):
-    check_writable(tmp_path / "new" / "folder")
+    with output_folder(tmp_path / "new" / "folder"):
+        pass
     assert list((tmp_path / "new" / "folder").iterdir()) == []
     with (
         read_only(tmp_path / "closed"),
         pytest.raises(ReadOnlyError, match="closed cannot be written: Permission"),
+        output_folder(tmp_path / "closed"),
     ):
-        check_writable(tmp_path / "closed")
+        pass
+
+
+@pytest.mark.parametrize("results", [[], ["genes.csv"]])
+def test_an_output_folder_without_anything_does_not_outlive_a_failure(results, tmp_path):
+    folder = tmp_path / "new"
+
+    def fail():
+        with output_folder(folder):
+            for name in results:
+                (folder / name).touch()
+            raise ValueError("no cells")
+
+    with pytest.raises(ValueError, match="no cells"):
+        fail()
+    assert folder.exists() == bool(results)
 
 
 def test_two_processes_on_one_shard(tmp_path, whole):

@@ -32,6 +32,18 @@ def test_survey():
     assert found.holds.tolist() == holds
 
 
+def test_survey_keeps_the_tokens_of_all_cells_where_they_are_few(monkeypatch):
+    adata = toy_adata()
+    counts, source = Counts(adata.X, adata.var), toy_source()
+    monkeypatch.setattr(
+        "scfast.run.runner.AHEAD_TOKENS", 24 * adata.n_obs
+    )  # all of them, and more than one part
+    found = survey(source, counts)
+    assert found.tokens is not None
+    assert found.tokens.n_cells == adata.n_obs
+    np.testing.assert_array_equal(found.tokens.lengths, found.lengths)
+
+
 def test_survey_in_parts_keeps_no_tokens(monkeypatch):
     whole = survey(toy_source(), COUNTS, gene=5)
     assert whole.tokens is not None

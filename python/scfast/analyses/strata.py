@@ -36,6 +36,15 @@ class Strata:
     n_groups: int
     replicated: bool
 
+    def __post_init__(self) -> None:
+        # Nobody can write into them, so that states share them: a copy for each shard grows with the square of cells.
+        for name in ("of_row", "group"):
+            array = getattr(self, name)
+            if array.flags.writeable:
+                array = array.copy()
+                array.flags.writeable = False
+                object.__setattr__(self, name, array)
+
     @classmethod
     def from_codes(cls, groups: np.ndarray, n_groups: int, replicates: np.ndarray | None = None) -> Strata:
         """Strata of cells with integer group codes, -1 for none, and replicate codes, -1 for unknown.
@@ -80,7 +89,7 @@ class Strata:
             )
 
     def state(self) -> dict[str, np.ndarray]:
-        """Named arrays, for the state of an accumulator: these themselves, which nobody changes."""
+        """Named arrays, for the state of an accumulator: these themselves, which nobody can change."""
         return {
             "strata_of_row": self.of_row,
             "strata_group": self.group,

@@ -109,17 +109,17 @@ class Keeping:
         import torch
 
         from scfast.run import PartDone, Stopped, resumable
-        from scfast.run.disk import check_writable
+        from scfast.run.disk import output_folder
 
-        check_writable(self.out)
         folder, threads = self.out / FOLDER, self.threads
         if self.fresh and not self.worker:
             shutil.rmtree(folder, ignore_errors=True)
         try:
-            if self.workers > 1 and not self.worker:
-                self._share(folder, console, device)
             options: dict[str, Any] = {"part": self.part or (0, 1), "wait": self.worker}
             with ExitStack() as stack:
+                stack.enter_context(output_folder(self.out))
+                if self.workers > 1 and not self.worker:
+                    self._share(folder, console, device)
                 if self.dask is not None:
                     cluster = connect(parse_dask(self.dask), threads, device)
                     options["dask"], threads = stack.enter_context(cluster)

@@ -130,7 +130,7 @@ def results_file(path: Path) -> Path:
 
 
 def read_results(path: Path) -> AnnData:
-    """Cells, genes and results, without counts, layers and embeddings, which may be larger than memory."""
+    """Cells, genes, networks and results, without counts, layers and embeddings, which may be larger than memory."""
     import anndata as ad
     from anndata.io import read_elem
 
@@ -138,7 +138,8 @@ def read_results(path: Path) -> AnnData:
         missing = [name for name in ("obs", "var", "uns") if name not in group]
         if missing:
             raise ValueError(f"{path} lacks {', '.join(missing)}: it is no AnnData")
-        return ad.AnnData(**{name: read_elem(group[name]) for name in ("obs", "var", "uns")})
+        names = ("obs", "var", "uns", *(["varp"] if "varp" in group else []))
+        return ad.AnnData(**{name: read_elem(group[name]) for name in names})
 
     if path.suffix == ".zarr":
         import zarr

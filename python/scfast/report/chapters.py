@@ -255,6 +255,54 @@ CHAPTERS = {
         (),
         {"edges": Listing("Edges", "A row per cell and edge: target reads from source.")},
     ),
+    "grn": Chapter(
+        "Gene networks",
+        "Mean attention between every two genes, group by group: target reads from source. Standard errors by jackknife"
+        " over blocks of cells.",
+        "Attention is not regulation: read a network beside what it is worth (grn_score), and beside what the model's"
+        " training says of it (model verdict, below).",
+        (Picture("grn", "The strongest edges, as wide as they are strong; arrows come from the gene that is read."),),
+        {
+            "networks": Listing("Networks", "One per group, and the change between two: cells, edges, place in varp."),
+            "changes": Listing("Changes", "The largest first: before, after, change with its 95 % interval, p and q."),
+            "strength": Listing("Strength", "Mean weight of the edges from and to every gene."),
+        },
+    ),
+    "grn_score": Chapter(
+        "What the networks are worth",
+        "Precision and recall of known targets among the strongest edges. Ratios are over the share of known pairs:"
+        " 1 is chance.",
+        "Baselines that know nothing of attention stand beside: co-expression, the product of detection rates, and"
+        " references with the same degrees. A network is worth what it adds to them.",
+        (Picture("grn_score", "Precision against recall: the network, its baselines, and chance."),),
+        {
+            "table": Listing("Scores", "A row per network and score, with 95 % intervals; null: equal degrees."),
+            "differences": Listing("Differences", "The network's ratio less the baseline's, with 95 % intervals."),
+            "curves": Listing("Curves", "Recall and precision."),
+        },
+    ),
+    "gene_programs": Chapter(
+        "Gene programs",
+        "Clusters (Leiden) of the graph of cosines between gene embeddings, of five genes or more.",
+        "Clusters are found in any graph: see whether other seeds find them, and what they are enriched in.",
+        (),
+        {
+            "programs": Listing("Programs", "Genes, edges within, and their mean cosine."),
+            "enrichment": Listing("Enrichment", "Gene sets in each program, smallest p first."),
+        },
+    ),
+    "regulator": Chapter(
+        "One regulator",
+        "The genes that the regulator's token is read by most, in every network, and its strongest edges.",
+        "Genes that are read from by all are read from by these too: compare with another regulator.",
+        (Picture("regulator", "The most influenced genes in every network; edges with known targets marked."),),
+        {
+            "influenced": Listing("Influenced genes", "The strongest first, with a column per network."),
+            "edges": Listing("Edges", "With standard errors, and whether the reference knows them."),
+            "overlap": Listing("Overlap", "Known targets among the top, against chance (hypergeometric)."),
+            "enrichment": Listing("Enrichment", "Gene sets and regulons among its edges."),
+        },
+    ),
     "embed": Chapter(
         "Cell embeddings",
         "One vector per cell, in obsm. They are for neighbours and clustering, and have no table.",

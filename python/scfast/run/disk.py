@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -51,14 +51,18 @@ def writing(path: Path) -> Iterator[None]:
             raise
         number, text = _number(error), getattr(error, "strerror", None) or str(error)
         if number in _FULL:
-            raise FullDiskError(
+            full = FullDiskError(
                 f"{path} cannot be written: {text}. Make room and give the same command again: what is finished is kept"
-            ) from error
+            )
+            full.errno = number
+            raise full from error
         if number in _REFUSED:
-            raise ReadOnlyError(
+            refused = ReadOnlyError(
                 f"{path} cannot be written: {text}. Give a folder that can be written, or make this one writable and"
                 " give the same command again: what is finished is kept"
-            ) from error
+            )
+            refused.errno = number
+            raise refused from error
         raise
 
 
@@ -74,8 +78,11 @@ def _number(error: BaseException | None) -> int | None:
     return None
 
 
-def check_writable(folder: Path) -> None:
+@contextmanager
+def output_folder(folder: Path) -> Iterator[None]:
     """Make a folder, and try it, before hours are spent on what is to be written there.
+
+    One that was made for a block that fails, and is still empty then, is removed again.
 
     Raises
     ------
@@ -84,8 +91,16 @@ def check_writable(folder: Path) -> None:
     """
     probe = folder / ".writable"
     with writing(folder):
+        there = folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         try:
             probe.write_bytes(b"yes")
         finally:
             probe.unlink(missing_ok=True)
+    try:
+        yield
+    except BaseException:
+        if not there:
+            with suppress(OSError):  # something is in it
+                folder.rmdir()
+        raise

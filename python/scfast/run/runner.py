@@ -98,7 +98,7 @@ def survey(
             return _marks(column, tokens.positions.numpy(), here).tobytes()
 
     threads = 1 if n_cells <= step else token_threads(source)
-    at_once = max(1, step // PARTS)
+    at_once = max(1, n_cells if n_cells <= step else step // PARTS)  # few cells: all their tokens are kept
     blocks = (np.arange(first, min(first + at_once, n_cells)) for first in range(0, n_cells, at_once))
     digest = hashlib.blake2b(digest_size=16)
     for marks in in_order(look, blocks, threads):

@@ -1,0 +1,53 @@
+"""How the pages are built: make docs."""
+
+import importlib.metadata
+
+project = "scfast"
+author = copyright = "The scfast developers"
+release = importlib.metadata.version("scfast")
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.mathjax",
+    "numpydoc",
+    "sphinx_copybutton",
+]
+exclude_patterns = ["_build", "_templates", "**.ipynb_checkpoints"]
+templates_path = ["_templates"]
+
+html_theme = "sphinx_book_theme"
+html_title = "scfast"
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
+html_theme_options = {"show_navbar_depth": 2, "use_download_button": False, "use_fullscreen_button": False}
+
+# Every public name of a module, as its __all__ says, on a page of its own.
+autosummary_generate = True
+autosummary_imported_members = True
+autosummary_ignore_module_all = False
+autodoc_typehints = "none"  # numpydoc's sections say shapes, types and units
+autodoc_member_order = "bysource"
+numpydoc_show_class_members = False
+numpydoc_xref_param_type = False
+
+myst_enable_extensions = ["dollarmath", "colon_fence", "fieldlist"]
+myst_heading_anchors = 3
+nb_execution_mode = "cache"
+nb_execution_timeout = 300
+nb_execution_raise_on_error = True
+nb_merge_streams = True
+
+
+def setup(app):
+    """Called by Sphinx."""
+    app.connect("autodoc-process-docstring", bars_are_text)
+
+
+def bars_are_text(app, what, name, obj, options, lines):
+    """Make |x| a norm, as it is meant, and not a substitution."""
+    for number, line in enumerate(lines):
+        lines[number] = "``".join(
+            part if place % 2 else part.replace("|", r"\|") for place, part in enumerate(line.split("``"))
+        )
