@@ -50,7 +50,7 @@ class Size:
     correlated: int
 
 
-FULL, QUICK = Size(1000, 3, None, 320, 300), Size(12, 1, 240, 40, 30)
+FULL, QUICK = Size(1000, 3, None, 320, 300), Size(4, 1, 240, 40, 30)
 
 
 @dataclass(frozen=True)

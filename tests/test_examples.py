@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pandas as pd
-import pytest
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("[!_]*.py"))
 
@@ -19,11 +18,25 @@ def run(*command: object, folder: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
-def test_help_teaches_by_example(example, tmp_path):
-    text = run(example, "--help", folder=tmp_path)
-    assert "Examples:" in text
-    assert f"python examples/{example.name}" in text
+#: Helps of several examples, from one process: all import torch.
+HELPS = """
+import runpy, sys
+for path in sys.argv[1:]:
+    sys.argv[:] = [path, "--help"]
+    sys.path.insert(0, path.rpartition("/")[0])
+    try:
+        runpy.run_path(path, run_name="__main__")
+    except SystemExit as end:
+        assert not end.code, path
+    print("\\f")
+"""
+
+
+def test_help_teaches_by_example(tmp_path):
+    *texts, _ = run("-c", HELPS, *EXAMPLES, folder=tmp_path).split("\f\n")
+    for example, text in zip(EXAMPLES, texts, strict=True):
+        assert "Examples:" in text, example
+        assert f"python examples/{example.name}" in text
     assert not list(tmp_path.iterdir())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import resource
 import subprocess
@@ -75,56 +76,60 @@ def test_objects_are_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-#: A child that writes b"new" and is killed at its n-th call to the system.
-CHILD = """
-import importlib.util, os, signal, sys
+#: Writers of b"new", each killed one call to the system later; prints how each ended, and what was there then. They
+#: are forked from one process, because a start of Python takes seconds.
+WRITERS = """
+import json, os, signal, sys
 from pathlib import Path
+from scfast.run import atomic
 
-spec = importlib.util.spec_from_file_location("atomic", sys.argv[4])
-atomic = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(atomic)
-left = int(sys.argv[2])
+path, mode = Path(sys.argv[1]), sys.argv[2]
 
-def dying(call):
-    def wrapped(*arguments, **options):
-        global left
-        left -= 1
-        if left < 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return call(*arguments, **options)
-    return wrapped
+def write(left):
+    def dying(call):
+        def wrapped(*arguments, **options):
+            nonlocal left
+            left -= 1
+            if left < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*arguments, **options)
+        return wrapped
 
-for name in ("fsync", "link", "open", "close", "replace", "unlink"):
-    setattr(atomic.os, name, dying(getattr(os, name)))
+    for name in ("fsync", "link", "open", "close", "replace", "unlink"):
+        setattr(atomic.os, name, dying(getattr(os, name)))
 
-def pieces():
-    for byte in (b"n", b"e", b"w"):
-        dying(lambda: None)()
-        yield byte
+    def pieces():
+        for byte in (b"n", b"e", b"w"):
+            dying(lambda: None)()
+            yield byte
 
-atomic.publish(Path(sys.argv[1]), pieces(), keep=sys.argv[3] == "keep")
+    atomic.publish(path, pieces(), keep=mode == "keep")
+    os._exit(0)
+
+for step in range(20):
+    if mode == "replace":
+        path.write_bytes(b"old")
+    else:
+        path.unlink(missing_ok=True)
+    child = os.fork()
+    if child == 0:
+        write(step)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    print(json.dumps([code, path.read_text() if path.exists() else None]))
+    if code == 0:
+        break
 """
 
 
 @pytest.mark.parametrize("mode", ["keep", "replace"])
 def test_a_writer_killed_at_any_step_leaves_all_or_nothing(mode, tmp_path):
-    path = tmp_path / "x"
-    codes = []
-    for step in range(20):
-        if mode == "replace":
-            path.write_bytes(b"old")
-        else:
-            path.unlink(missing_ok=True)
-        command = [sys.executable, "-c", CHILD, str(path), str(step), mode, atomic.__file__]
-        done = subprocess.run(command, check=False)
-        codes.append(done.returncode)
-        content = path.read_bytes() if path.exists() else None
-        assert content in ((b"old", b"new") if mode == "replace" else (None, b"new"))
-        if done.returncode == 0:
-            assert content == b"new"
-            break
+    command = [sys.executable, "-c", WRITERS, str(tmp_path / "x"), mode]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    codes, contents = zip(*map(json.loads, done.stdout.splitlines()), strict=True)
+    assert set(contents) <= {"old" if mode == "replace" else None, "new"}
+    assert contents[-1] == "new"
     assert codes[-1] == 0
-    assert codes[:-1] == [-9] * (len(codes) - 1)
+    assert codes[:-1] == (-9,) * (len(codes) - 1)
     assert len(codes) > 5
 
 
