@@ -79,7 +79,7 @@ def test_a_damaged_revision_is_named_and_set_aside(tmp_path, caplog):
         go(tmp_path, spoil=Short(ends=2))
     (path,) = tmp_path.glob("revision-*")
     path.write_bytes(path.read_bytes()[:-1])
-    assert go(tmp_path).plan.hash == PLAN.hash
+    assert go(tmp_path).plan.hash == sharded().plan.hash  # with as many threads as there are now
     assert f"{path.name} is damaged" in caplog.text
     assert [aside.name for aside in tmp_path.glob("damaged-*")] == [f"damaged-1-{path.name}"]
 
