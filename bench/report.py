@@ -205,7 +205,10 @@ def atlas_table(result: dict[str, Any]) -> str:
         for kind, sizes in result["sizes"].items()
         for found in sizes
     ]
-    about = f"pbmc_facs.h5ad drawn again and again, CSR in chunks, no model; {result['threads']} threads."
+    about = (
+        f"pbmc_facs.h5ad drawn again and again, CSR in chunks, no model; {result['threads']} threads. Peak memory is"
+        " the highest of the process up to then, files before included."
+    )
     return f"{about}\n\n{table(head, lines)}"
 
 
