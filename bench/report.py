@@ -280,12 +280,19 @@ def claim(results: Results) -> str:
 
 
 def about(results: Results) -> str:
-    """The machine, in one line."""
-    latest = max(results.values(), key=lambda result: result["machine"]["date"])
-    here = latest["machine"]
+    """The machine, in one line, and from when to when its results come."""
+    machines = sorted((result["machine"] for result in results.values()), key=lambda machine: machine["date"])
+    first, here = machines[0], machines[-1]
+    commits = {machine["commit"] for machine in machines}
+    when = here["date"] if first["date"] == here["date"] else f"{first['date']} to {here['date']}"
+    what = (
+        f"commit {here['commit']}"
+        if len(commits) == 1
+        else f"{len(commits)} commits, in the files of results"
+    )
     return (
         f"{here.get('gpu') or here['cpu']}, {here['cores']} cores, {here['instruction_set']}, torch {here['torch']},"
-        f" {here['date']}, commit {here['commit']}."
+        f" {when}, {what}."
     )
 
 
