@@ -22,7 +22,7 @@ from scfast.models.uce_files import SpeciesGenes
 from scfast.models.uce_table import CHROMOSOME_OFFSET, N_CHROMOSOMES, TokenTable
 from scfast.models.uce_tokens import CLOSE, CLS, Genes, SentenceRules, sentence
 from scfast.observables import Rollout
-from tests.run.peak_memory import small_pages, status
+from tests.run.peak_memory import count_what_is_asked_for, status
 
 #: Of the published model.
 SHAPE = UceShape(n_layers=33, n_heads=20, hidden=1280, intermediate=5120, token_dim=5120, output=1280)
@@ -78,7 +78,7 @@ def growth(source: UceSource, genes: int) -> int:
 def main() -> None:
     """Measure."""
     torch.set_num_threads(int(sys.argv[1]))
-    small_pages()
+    count_what_is_asked_for()
     none = torch.zeros(0, dtype=torch.int64).numpy()
     source = UceSource(
         "uce:33 layers", network(Path(sys.argv[2])), "human", SpeciesGenes([], Genes(none, none, none), 0),
