@@ -68,7 +68,7 @@ sanitize: $(CHECKED)/.installed
 	$(SANITIZED) $(CHECKED)/bin/python -m pytest tests/ops -q -n auto --capture=sys -p no:cacheprovider \
 	  -k "not compile and not opcheck and not bad_input and not norm_memory and not cosine_memory and not (fusions and mixed)"
 
-# Every reader of files under mutated bytes, for so many seconds each; inputs worth keeping stay in build/fuzz, and a
+# Every reader of files under mutated bytes, for so many seconds of the processor each; inputs worth keeping stay in build/fuzz, and a
 # find ends it: an error that is not a clear one, a crash, a hang, or a gigabyte of memory.
 FUZZ_SECONDS ?= 600
 FUZZ ?= pickles gene_sets gene_tables run_folder configs

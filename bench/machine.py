@@ -77,12 +77,13 @@ def name() -> str:
 def peak_growth(call: Callable[[], object]) -> int:
     """Bytes by which the resident memory's high-water mark rises during ``call`` (Linux)."""
     Path("/proc/self/clear_refs").write_text("5")  # the mark falls back to what is resident now
-    before = _status("VmRSS")
+    before = status("VmRSS")
     call()
-    return max(_status("VmHWM") - before, 0)
+    return max(status("VmHWM") - before, 0)
 
 
-def _status(field: str) -> int:
+def status(field: str) -> int:
+    """A field of /proc/self/status, in bytes (Linux)."""
     match = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
     if match is None:
         raise RuntimeError(f"/proc/self/status has no {field}: peak memory is measured on Linux only")

@@ -51,8 +51,9 @@ class Strata:
 
         Cells of unknown replicate belong to no stratum.
         """
-        groups = np.asarray(groups, dtype=np.int64)
+        groups = np.array(groups, dtype=np.int64)
         if replicates is None:
+            groups.flags.writeable = False  # not copied once more
             return cls(groups, np.arange(n_groups), n_groups, False)
         replicates = np.asarray(replicates, dtype=np.int64)
         known = (groups >= 0) & (replicates >= 0)

@@ -131,7 +131,8 @@ def _numbered(matrix: Any, obs: pd.DataFrame, parts: dict[str, Any]) -> AnnData:
     """AnnData whose cells have numbers, not names: AnnData would make a text of each."""
     import anndata as ad
 
-    nameless = pd.DataFrame(index=pd.Index(np.full(matrix.shape[0], "", dtype=object)))
+    # told that they are objects, pandas does not look for numbers among them, in arrays of every type
+    nameless = pd.DataFrame(index=pd.Index(np.full(matrix.shape[0], "", dtype=object), dtype=object))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Observation names are not unique", category=UserWarning)
         adata = ad.AnnData(X=matrix, obs=nameless, **parts)

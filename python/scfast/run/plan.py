@@ -193,8 +193,8 @@ def make_plan(
     """
     lengths = np.asarray(lengths)
     n_cells = len(lengths)
-    rows = np.arange(n_cells) if rows is None else np.asarray(rows, dtype=np.int64)
-    longest = int(lengths[rows].max(initial=0))
+    order = np.arange(n_cells) if rows is None else np.array(rows, dtype=np.int64)
+    longest = int((lengths if rows is None else lengths[order]).max(initial=0))
     if longest > token_budget:
         raise ValueError(
             f"a cell of {longest} tokens does not fit a budget of {token_budget} tokens: grant more memory"
@@ -205,12 +205,11 @@ def make_plan(
     limit = min(token_budget, max(longest, max_batch_tokens))
     size = shard_cells or max(n_cells, 1)
     bounds = np.append(np.arange(0, max(n_cells, 1), size), n_cells)
-    if (rows[1:] < rows[:-1]).any():  # to their shards, in the order in which they were given
-        rows = rows[np.argsort(rows // size, kind="stable")]
-    starts = np.searchsorted(rows, bounds)
-    order, offsets = np.empty_like(rows), [np.zeros(1, dtype=np.int64)]
-    for start, stop in pairwise(starts):
-        inside = rows[start:stop]
+    if (order[1:] < order[:-1]).any():  # to their shards, in the order in which they were given
+        order = order[np.argsort(order // size, kind="stable")]
+    starts, offsets = np.searchsorted(order, bounds), [np.zeros(1, dtype=np.int64)]
+    for start, stop in pairwise(starts):  # each in its place, because there may be millions of cells
+        inside = order[start:stop]
         order[start:stop] = inside[np.argsort(-lengths[inside], kind="stable")]
         offsets.append(start + _batches(lengths[order[start:stop]], limit))
     return Plan(

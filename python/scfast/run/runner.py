@@ -71,7 +71,7 @@ def survey(
         Column of a gene to look for in every cell, or of several of which a cell needs one.
     """
     n_cells, step = counts.n_cells, _rows_ahead(source)
-    lengths, gene_tokens = np.zeros((2, n_cells), dtype=np.int32)
+    lengths, gene_tokens = np.zeros(n_cells, dtype=np.int32), np.zeros(n_cells, dtype=np.int32)
     holds = np.zeros(n_cells, dtype=bool)
     repeats, kept = False, None
 

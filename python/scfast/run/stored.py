@@ -22,8 +22,8 @@ from scfast.run.stages import beside, stage
 
 #: Rows read at once, and kept.
 BLOCK_CELLS = 4096
-#: Row pointers read at once: 8 MB.
-POINTERS_AT_ONCE = 2**20
+#: Row pointers read at once: 2 MB.
+POINTERS_AT_ONCE = 2**18
 #: Values at both ends of the data that tell one file from another.
 _LOOKED_AT = 2**14
 
