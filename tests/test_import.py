@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tomllib
@@ -31,6 +32,43 @@ def test_import_brings_no_heavy_package_but_torch() -> None:
     report = f"print(*[name for name in {HEAVY} if name in set(sys.modules) - torch_alone])"
     loaded = python(with_torch + report).split()
     assert not loaded, f"import scfast brings {', '.join(loaded)}: import them in the functions that use them"
+
+
+#: Seconds of processor time for the help, Python's own start included.
+HELP_SECONDS = 0.5
+
+
+def processor_seconds(code: str) -> float:
+    """What a fresh interpreter takes for ``code``, without the time for which it waits on a busy machine."""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    return usage.ru_utime + usage.ru_stime
+
+
+def test_the_help_comes_at_once() -> None:
+    taken = min(
+        processor_seconds("from scfast_cli import cli; cli(['--help'], 'scfast', standalone_mode=False)")
+        for _ in range(3)
+    )
+    assert taken < HELP_SECONDS, f"scfast --help takes {taken:.2f} s of processor time"
+
+
+def test_rooms_bring_nothing_that_draws_or_is_optional() -> None:
+    optional = (
+        "distributed",
+        "igraph",
+        "leidenalg",
+        "matplotlib",
+        "scanpy",
+        "sklearn",
+        "transformers",
+        "zarr",
+    )
+    rooms = "scfast.io, scfast.models, scfast.pp, scfast.run, scfast.tl"
+    loaded = python(f"import sys, {rooms}; print(*[name for name in {optional} if name in sys.modules])")
+    assert not loaded.split(), f"rooms bring {loaded.strip()}: import them in the functions that use them"
 
 
 def test_every_room_is_there_when_it_is_named() -> None:
@@ -85,3 +123,25 @@ def test_an_unknown_instruction_set_is_refused_by_name() -> None:
         ValueError, match=r"instruction set 'mmx' is not available here; use one of .*generic"
     ):
         scfast._kernels.use_instruction_set("mmx")
+
+
+#: A wrong name is refused before anything is computed; a right one is taken.
+OLDER_SET = """
+import os
+for name in ("mmx", "generic"):
+    os.environ["SCFAST_INSTRUCTION_SET"] = name
+    try:
+        import scfast
+    except ValueError as error:
+        print(error)
+print(scfast._kernels.instruction_set())
+"""
+
+
+def test_an_older_instruction_set_can_be_asked_for() -> None:
+    """By a variable of the environment, so that workers and programs that are started take it too."""
+    refusal, taken = python(OLDER_SET).splitlines()
+    assert refusal.startswith(
+        "SCFAST_INSTRUCTION_SET: instruction set 'mmx' is not available here; use one of "
+    )
+    assert taken == "generic"

@@ -73,12 +73,49 @@ class CosineRows:
 class RankInput:
     """Inputs of both passes of the tokeniser."""
 
-    def __init__(self, **pointers: Any) -> None: ...
+    def __init__(
+        self,
+        *,
+        indptr: int,
+        indices: int,
+        data: int,
+        wide_indices: bool,
+        count_type: int,
+        n_cells: int,
+        n_columns: int,
+        n_counts: int,
+        token_ids: int,
+        factors: int,
+        slots: int,
+        slot_columns: int,
+        n_slots: int,
+        target: float,
+        threads: int,
+    ) -> None: ...
 
 class BinInput:
     """Counts, and how they are binned."""
 
-    def __init__(self, **pointers: Any) -> None: ...
+    def __init__(
+        self,
+        *,
+        indptr: int,
+        indices: int,
+        data: int,
+        wide_indices: bool,
+        count_type: int,
+        n_cells: int,
+        mode: int,
+        n_bins: int,
+        scales: int,
+        cutoff: float,
+        levels: int,
+        n_levels: int,
+        seed: int,
+        row_ids: int,
+        uniforms: int,
+        threads: int,
+    ) -> None: ...
 
 def attention_forward(
     where: Geometry,

@@ -90,6 +90,7 @@ def _kernel_build() -> dict[str, Any]:
     return {
         "instruction set": _kernels.instruction_set(),
         "available": list(_kernels.instruction_sets()),
+        "SCFAST_INSTRUCTION_SET": os.environ.get("SCFAST_INSTRUCTION_SET") or "not set",
         "bfloat16 dot products": "avx512_bf16" in _kernels.instruction_sets(),
         **_cuda(_kernels.cuda_build()),
         f"GPU tiles of one's own ({OWN_ROWS})": os.environ.get(OWN_ROWS) or "none",
