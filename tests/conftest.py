@@ -53,9 +53,10 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     _kernels.use_instruction_set(before)
 
 
-@pytest.fixture
-def threads() -> Iterator[None]:
-    """The test may call torch.set_num_threads; the count is put back afterwards."""
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    """A test may call torch.set_num_threads, itself or through a command: the next one has what it has alone."""
     before = torch.get_num_threads()
     yield
-    torch.set_num_threads(before)
+    if torch.get_num_threads() != before:
+        torch.set_num_threads(before)

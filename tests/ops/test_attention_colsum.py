@@ -241,7 +241,7 @@ def test_a_broken_cell_stays_alone(where: str, heads: str, isa: str) -> None:
 
 
 @pytest.mark.parametrize("heads", HEADS)
-def test_bits_do_not_depend_on_threads_or_batch_mates(heads: str, isa: str, threads: None) -> None:
+def test_bits_do_not_depend_on_threads_or_batch_mates(heads: str, isa: str) -> None:
     case = make_case([7, 1000, 0, 481, 33, 1], heads=3, dim=24)
     weights = row_weights(case.packing, 3)
 

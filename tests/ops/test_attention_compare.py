@@ -218,7 +218,7 @@ def test_a_broken_cell_stays_alone(model: int, where: str, isa: str) -> None:
         assert x[1, 1].isnan() == touched, name
 
 
-def test_bits_do_not_depend_on_threads_or_batch_mates(isa: str, threads: None) -> None:
+def test_bits_do_not_depend_on_threads_or_batch_mates(isa: str) -> None:
     one = make_case([7, 1000, 0, 481, 33, 1], heads=3, dim=24)
     two = second_model(one)
     torch.set_num_threads(1)

@@ -230,9 +230,7 @@ def test_a_broken_cell_stays_alone(where: str, value: float, isa: str) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"causal": True, "softcap": 5.0}], ids=str)
-def test_bits_do_not_depend_on_threads_or_batch_mates(
-    options: dict[str, Any], isa: str, threads: None
-) -> None:
+def test_bits_do_not_depend_on_threads_or_batch_mates(options: dict[str, Any], isa: str) -> None:
     case = make_case([7, 1000, 0, 481, 33, 1], heads=3, dim=24, **options)
     torch.set_num_threads(1)
     first = run(case)

@@ -155,7 +155,7 @@ def test_a_broken_cell_stays_alone(where: str, heads: str, isa: str) -> None:
 
 
 @pytest.mark.parametrize("heads", HEADS)
-def test_bits_do_not_depend_on_threads_or_batch_mates(heads: str, isa: str, threads: None) -> None:
+def test_bits_do_not_depend_on_threads_or_batch_mates(heads: str, isa: str) -> None:
     case = make_case([7, 1000, 0, 481, 33, 1], heads=3, dim=24)
     torch.set_num_threads(1)
     first = attention_rowstats(case.q, case.k, case.packing, heads=heads)

@@ -159,7 +159,7 @@ def test_a_cell_after_another_gives_the_bits_of_both_together(isa: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("genes", [1, 2, 500])
-def test_bits_do_not_depend_on_threads(genes: int, dtype: torch.dtype, isa: str, threads: None) -> None:
+def test_bits_do_not_depend_on_threads(genes: int, dtype: torch.dtype, isa: str) -> None:
     case = make_case([7, 1000, 0, 481, 33, 1], heads=3, dim=24)
     ids = some_ids(case.packing.total_k, genes=genes)
 

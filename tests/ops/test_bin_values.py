@@ -272,7 +272,7 @@ def test_cells_without_counts_need_no_total(cells: dict[str, Any]) -> None:
     assert bins.tolist() == [1, 2, 0, 0]
 
 
-def test_threads_follow_torch(cells: dict[str, Any], threads: None) -> None:
+def test_threads_follow_torch(cells: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     one = bin_values(**cells)
     torch.set_num_threads(2)

@@ -125,7 +125,7 @@ def test_zeros_and_broken_rows_are_counted(dtype: torch.dtype, isa: str) -> None
     check(x, None)
 
 
-def test_bits_do_not_depend_on_threads(isa: str, threads: None) -> None:
+def test_bits_do_not_depend_on_threads(isa: str) -> None:
     x, _ = make_rows(2500, None, 16)
     packing = Packing.from_lengths([900, 3, 1500, 0, 97])
     torch.set_num_threads(1)

@@ -105,7 +105,7 @@ def test_lengths_that_float32_cannot_square(dtype: torch.dtype, isa: str) -> Non
     torch.testing.assert_close(got.double(), exact, rtol=0, atol=2e-6 if dtype == torch.float32 else 1e-5)
 
 
-def test_bits_do_not_depend_on_threads_or_strides(isa: str, threads: None) -> None:
+def test_bits_do_not_depend_on_threads_or_strides(isa: str) -> None:
     x, y = make_rows(800, 500, 40)
     torch.set_num_threads(1)
     first, own = cosine_matrix(x, y), cosine_matrix(x)

@@ -92,7 +92,7 @@ def test_cells_are_blocks_of_one_matrix(isa: str) -> None:
         assert graph.nnz == len(got.values) > 0
 
 
-def test_bits_do_not_depend_on_threads(isa: str, threads: None) -> None:
+def test_bits_do_not_depend_on_threads(isa: str) -> None:
     x, y = make_rows(2500, 900, 16)
     torch.set_num_threads(1)
     first = (*cosine_threshold(x, 0.5), *cosine_threshold(x, 0.5, y))

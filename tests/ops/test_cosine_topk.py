@@ -114,7 +114,7 @@ def test_cells_are_apart(isa: str) -> None:
             assert torch.equal(values.nan_to_num(5.0), alone.values.nan_to_num(5.0))
 
 
-def test_bits_do_not_depend_on_threads(isa: str, threads: None) -> None:
+def test_bits_do_not_depend_on_threads(isa: str) -> None:
     x, y = make_rows(2500, 900, 16)
     torch.set_num_threads(1)
     first, other = cosine_topk(x, 40), cosine_topk(x, 40, y)

@@ -316,7 +316,7 @@ def test_a_broken_cell_stays_alone(kind: str, where: str, heads: str | None, isa
 @pytest.mark.parametrize("heads", [None, "none"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_bits_do_not_depend_on_threads_or_batch_mates(
-    kind: str, heads: str | None, lse: bool, isa: str, threads: None
+    kind: str, heads: str | None, lse: bool, isa: str
 ) -> None:
     if kind == "diagonal" and heads == "none":
         return  # refused

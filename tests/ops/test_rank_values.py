@@ -337,7 +337,7 @@ def test_columns_without_a_token_need_no_factor(cells_of: dict[str, Any]) -> Non
     same(rank_values(**known), rank_values(**{**known, "factors": np.array([1.0, np.nan, 1.0])}))
 
 
-def test_threads_follow_torch(cells_of: dict[str, Any], threads: None) -> None:
+def test_threads_follow_torch(cells_of: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     one = rank_values(**cells_of)
     torch.set_num_threads(2)
