@@ -42,6 +42,7 @@ DATA ?= $(SCFAST_TEST_DATA)
 bench: setup
 	$(BIN)/python -m pytest tests/ops -q
 	$(BIN)/python bench/run.py
+	$(BIN)/python bench/lengths.py
 	$(if $(DATA),$(BIN)/python bench/end_to_end.py --data "$(DATA)",@echo "bench/end_to_end.py needs DATA=FOLDER: left out")
 	$(if $(DATA),$(BIN)/python bench/pretraining.py --data "$(DATA)",@echo "bench/pretraining.py needs DATA=FOLDER: left out")
 	$(if $(DATA),$(BIN)/python bench/bioformers_training.py --data "$(DATA)",@echo "bench/bioformers_training.py needs DATA=FOLDER: left out")

@@ -1,4 +1,4 @@
-"""Rewrite the claim and the table of README.md, and docs/benchmarks.md, from bench/results.
+"""Rewrite claim, figure and ratios of README.md, and docs/benchmarks.md, from bench/results.
 
 README.md shows the machine measured last, or the one given by ``--machine``; docs/benchmarks.md shows all of
 them. No figure is typed by hand: what was not measured is said to be missing.
@@ -9,18 +9,17 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from length_figure import figure
+from summary import BACKWARD, FIGURE, MATERIALISED, OURS, claim, figure_lines, readme_table
+from wording import Results, about, by_case, duration, label, plain_seconds, size, table, worst
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
-OURS, MATERIALISED, BACKWARD = "scfast", "materialised", "SDPA backward"
-SHAPE = ("heads", "tokens", "dtype")
-
-Results = dict[str, dict[str, Any]]  # op -> result
 
 
 def read(results: Path) -> dict[str, Results]:
@@ -36,46 +35,10 @@ def date(results: Results) -> str:
     return max(result["machine"]["date"] for result in results.values())
 
 
-def duration(seconds: float) -> str:
-    """Three significant figures in s, ms or us."""
-    for unit, size in (("s", 1.0), ("ms", 1e-3)):
-        if seconds >= size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds / 1e-6:.3g} µs"
-
-
-def size(n_bytes: float | None) -> str:
-    if n_bytes is None:
-        return "–"
-    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.3g} MB"
-
-
-def worst(contender: dict[str, Any]) -> str:
-    """Largest error over the outputs; a dash where a contender computes nothing that can be compared."""
-    errors = contender.get("errors") or ({"scores": contender["error"]} if contender.get("error") else {})
-    return f"{max(e['max'] for e in errors.values()):.0e}" if errors else "–"
-
-
-def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    head = list(head)
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def label(case: dict[str, Any]) -> str:
-    if not set(SHAPE) <= set(case):
-        return ", ".join(f"{key} {value}" for key, value in case.items())
-    further = [f"{key} {value}" for key, value in case.items() if key not in SHAPE]
-    dtype = [] if case["dtype"] == "float32" else [case["dtype"]]
-    return ", ".join([f"{case['heads']} × {case['tokens']}", *dtype, *further])
-
-
-def by_case(result: dict[str, Any]) -> list[list[dict[str, Any]]]:
-    """The rows of one case together, one per thread count."""
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for row in result["rows"]:
-        groups.setdefault(json.dumps(row["case"]), []).append(row)
-    return [sorted(rows, key=lambda row: row["threads"]) for rows in groups.values()]
+OPS_NOTE = (
+    "Head dim 64, float32 unless said otherwise. ÷ X is our time divided by that of X: below 1 we are faster. Of two"
+    " figures the first is of one thread. Errors are relative to float64."
+)
 
 
 def op_table(results: Results) -> str:
@@ -265,14 +228,31 @@ def workers_table(result: dict[str, Any]) -> str:
     return f"{about}\n\n{table(['processes', 'seconds', 'cells', 'speed against the first'], lines)}"
 
 
-def plain_seconds(contenders: dict[str, Any]) -> float | None:
-    return min(
-        (x["seconds"] for name, x in contenders.items() if name.startswith("torch SDPA")), default=None
+def lengths_table(result: dict[str, Any]) -> str:
+    """Time and peak memory of each contender, by the tokens of the cell."""
+    names = list(next(iter(result["lengths"].values())))
+    head = ["tokens", *names, *(f"{name}: peak memory" for name in names), "largest error"]
+    lines = []
+    for n, row in result["lengths"].items():
+        errors = [found["error"]["max"] for found in row.values() if "error" in found]
+        lines.append(
+            [
+                f"{int(n):,}",
+                *(duration(row[name]["seconds"]) for name in names),
+                *(size(row[name].get("peak_bytes")) for name in names),
+                f"{max(errors):.0e}" if errors else "–",
+            ]
+        )
+    about = (
+        f"{result['model']}, positions for the longest cell; rollout of one cell through {result['layers']} layers of"
+        f" {result['heads']} heads, by one vector a layer; {result['threads']} threads."
     )
+    return f"{about}\n\n{table(head, lines)}"
 
 
 #: Benchmarks of whole tasks rather than ops, and their tables.
 WHOLE = {
+    "lengths": lengths_table,
     "end_to_end": end_to_end_table,
     "published_shapes": published_table,
     "pretraining": pretraining_table,
@@ -280,69 +260,6 @@ WHOLE = {
     "atlas": atlas_table,
     "workers": workers_table,
 }
-
-
-def claim(results: Results) -> str:
-    """The one sentence, with its figures."""
-    missing = "_Not measured yet: `make bench DATA=FOLDER`._"
-    if "end_to_end" not in results:
-        return missing
-    result = results["end_to_end"]
-    contenders = result["contenders"]
-    ours = contenders.get("scfast.tl.rollout")
-    maps = {name: found for name, found in contenders.items() if name.startswith("eager maps")}
-    plain = plain_seconds(contenders)
-    if ours is None or plain is None or not maps:
-        return missing
-    slowest = max(maps.values(), key=lambda found: found["seconds"])
-    fastest = min(maps.values(), key=lambda found: found["seconds"])
-    ratios = {
-        f"{found['seconds'] / (found.get('ours') or ours['seconds']):.1f}" for found in (fastest, slowest)
-    }
-    times = sorted(ratios, key=float)
-    memory = ""
-    if "peak_bytes" in ours and "peak_bytes" in slowest:
-        memory = f", in {size(ours['peak_bytes'])} instead of {size(slowest['peak_bytes'])}"
-    return (
-        f"**Attention rollout of {result['cells']} blood cells, uncut, in {duration(ours['seconds'])}:"
-        f" {ours['seconds'] / plain:.2f} times the plain forward pass of the model, and"
-        f" {' to '.join(times)} times faster than from its attention maps{memory}** (Geneformer V1-10M"
-        f" shape, {result['threads']} threads, {result['machine']['cpu']}; [how](docs/benchmarks.md))."
-    )
-
-
-def about(results: Results) -> str:
-    """The machine, in one line, and from when to when its results come."""
-    machines = sorted((result["machine"] for result in results.values()), key=lambda machine: machine["date"])
-    first, here = machines[0], machines[-1]
-    commits = {machine["commit"] for machine in machines}
-    when = here["date"] if first["date"] == here["date"] else f"{first['date']} to {here['date']}"
-    what = (
-        f"commit {here['commit']}"
-        if len(commits) == 1
-        else f"{len(commits)} commits, in the files of results"
-    )
-    return (
-        f"{here.get('gpu') or here['cpu']}, {here['cores']} cores, {here['instruction_set']}, torch {here['torch']},"
-        f" {when}, {what}."
-    )
-
-
-def readme_table(results: Results) -> str:
-    ops = {op: result for op, result in results.items() if op not in WHOLE}
-    threads = sorted({row["threads"] for result in ops.values() for row in result["rows"]})
-    note = (
-        "Head dim 64, float32 unless said otherwise. ÷ X is our time divided by that of X: below 1 we are"
-        f" faster. Two figures: {' and '.join(map(str, threads))} threads. Errors are relative to float64."
-    )
-    parts = [about(results)]
-    parts += [whole_table(results[op]) for op, whole_table in WHOLE.items() if op in results]
-    if attention := {op: result for op, result in ops.items() if op.startswith("attention_")}:
-        parts += [note, op_table(attention)]
-    for op, result in ops.items():
-        if op not in attention and not op.startswith("cosine_"):  # those fill a page: docs/benchmarks.md
-            parts += [f"`{op}`", full_table(result)]
-    return "\n\n".join(parts)
 
 
 def replace(text: str, marker: str, content: str) -> str:
@@ -360,6 +277,8 @@ def benchmarks_page(machines: dict[str, Results]) -> str:
     parts = ["# Benchmarks", (ROOT / "bench" / "METHOD.md").read_text().strip()]
     for name, results in machines.items():
         parts += [f"## {name}", about(results)]
+        if attention := {op: result for op, result in results.items() if op.startswith("attention_")}:
+            parts += ["### Attention at a glance", OPS_NOTE, op_table(attention)]
         for op, result in results.items():
             parts += [f"### {op}", WHOLE.get(op, full_table)(result)]
     return "\n\n".join(parts) + "\n"
@@ -371,6 +290,7 @@ def main() -> None:
     parser.add_argument("--machine", help="folder of bench/results that README.md shows")
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "benchmarks.md")
+    parser.add_argument("--figure", type=Path, default=ROOT / FIGURE)
     options = parser.parse_args()
     machines = read(options.results)
     if not machines:
@@ -378,6 +298,9 @@ def main() -> None:
     chosen = machines[options.machine or next(iter(machines))]
     readme = options.readme.read_text()
     readme = replace(readme, "claim", claim(chosen))
+    readme = replace(readme, "figure", figure_lines(chosen))
+    if "lengths" in chosen:
+        options.figure.write_text(figure(chosen["lengths"]))
     readme = replace(readme, "table", readme_table(chosen))
     options.readme.write_text(readme)
     options.page.parent.mkdir(exist_ok=True)

@@ -1,0 +1,203 @@
+"""Time and peak memory of one cell's attention rollout by the length of the cell: ours, backward passes, maps.
+
+Model: the shape of Geneformer V1-10M with random weights and positions for the longest cell. Every contender runs the
+whole model and rolls the mean of the cell back to its tokens by one vector a layer. They take turns; each peak is
+measured in a process of its own. Lengths that a result holds already are kept, unless they are named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, BertConfig, BertModel
+from transformers.utils import logging
+
+import scfast
+from machine import RESULTS, cores, describe, peak_growth
+from scfast.observables import Rollout
+
+OURS = "scfast"
+MAPS = "attention maps, held"
+BACKWARD = "backward passes of torch SDPA"
+PLAIN = "torch SDPA forward, no analysis"
+LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
+LONGEST_EXACT = 2048  # longer float64 maps would need more memory than the machine may have
+WARM_UP = 64
+RESIDUAL = 0.5
+
+Scores = torch.Tensor | None  # [n]
+
+
+class Bench:
+    """The model under three kinds of attention, and one method per contender."""
+
+    def __init__(self, longest: int) -> None:
+        config = BertConfig(
+            vocab_size=25426, hidden_size=256, num_hidden_layers=6, num_attention_heads=4, intermediate_size=512,
+            max_position_embeddings=longest, hidden_act="relu", pad_token_id=0,
+        )  # fmt: skip
+        torch.manual_seed(0)
+        self.model = BertModel(config, add_pooling_layer=False).eval()
+        self.kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+        AttentionInterface.register("sdpa_kept", self.keep)
+
+    def contenders(self) -> dict[str, Callable[[torch.Tensor], Scores]]:
+        """Name -> method, which takes ids [n]."""
+        return {OURS: self.ours, BACKWARD: self.backward, MAPS: self.maps, PLAIN: self.plain}
+
+    def ours(self, ids: torch.Tensor) -> Scores:
+        with scfast.record(self.model, Rollout("mean", residual=RESIDUAL)) as recorded:
+            self.model(input_ids=ids[None])
+        return recorded["rollout"][0]
+
+    def plain(self, ids: torch.Tensor) -> Scores:
+        self.run(ids, "sdpa")
+        return None
+
+    def maps(self, ids: torch.Tensor) -> Scores:
+        scores = uniform(ids)
+        for layer in reversed(self.run(ids, "eager", output_attentions=True).attentions):  # [1, H, n, n]
+            scores = step(scores, scores.to(layer.dtype) @ layer[0].mean(0))
+        return scores
+
+    def backward(self, ids: torch.Tensor) -> Scores:
+        self.kept.clear()
+        self.run(ids, "sdpa_kept")
+        scores = uniform(ids)
+        while self.kept:
+            out, v = self.kept.pop()  # [1, H, n, D]
+            d_out = torch.zeros_like(
+                out
+            )  # the fused kernel wants it as wide as v: one column holds the weights
+            d_out[..., 0] = scores / out.shape[1]
+            (d_v,) = torch.autograd.grad(out, v, d_out)
+            scores = step(scores, d_v[0, :, :, 0].sum(0))
+        return scores
+
+    def keep(self, module: Any, q: Any, k: Any, v: Any, mask: Any, **_: Any) -> tuple[torch.Tensor, None]:
+        """Attention whose graph is kept: r^T P is the gradient with respect to v, r being that of the output."""
+        with torch.enable_grad():
+            v = v.detach().requires_grad_()
+            out = scaled_dot_product_attention(q, k, v)
+        self.kept.append((out, v))
+        return out.detach().transpose(1, 2), None
+
+    def run(self, ids: torch.Tensor, attention: str, **options: Any) -> Any:
+        self.model.set_attn_implementation(attention)
+        return self.model(input_ids=ids[None], **options)
+
+    def exact(self, ids: torch.Tensor) -> torch.Tensor:
+        """The scores in float64."""
+        self.model.double()
+        scores = self.maps(ids)
+        self.model.float()
+        assert scores is not None
+        return scores
+
+
+def uniform(ids: torch.Tensor) -> torch.Tensor:
+    return torch.full(ids.shape, 1 / ids.numel(), dtype=torch.float64)
+
+
+def step(before: torch.Tensor, read: torch.Tensor) -> torch.Tensor:
+    return RESIDUAL * read + (1 - RESIDUAL) * before
+
+
+def cell(n_tokens: int) -> torch.Tensor:
+    return torch.randint(2, 25426, (n_tokens,), generator=torch.Generator().manual_seed(n_tokens))
+
+
+def measure(bench: Bench, n_tokens: int, rounds: int) -> dict[str, dict[str, Any]]:
+    """Every contender once per round; the first call of each warms up, and is compared."""
+    ids, runs = cell(n_tokens), bench.contenders()
+    exact = bench.exact(ids) if n_tokens <= LONGEST_EXACT else None
+    row: dict[str, dict[str, Any]] = {name: {} for name in runs}
+    for name, run in runs.items():
+        scores = run(ids)
+        if exact is not None and scores is not None:
+            off = (scores.double() - exact).abs() / exact.max()
+            row[name]["error"] = {"max": off.max().item(), "mean": off.mean().item()}
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run(ids)
+            times[name].append(time.perf_counter() - start)
+    for name, seconds in times.items():
+        low, median, high = statistics.quantiles(seconds, n=4) if rounds > 1 else seconds * 3
+        row[name] |= {"seconds": median, "quartiles": [low, high], "rounds": rounds}
+    return row
+
+
+def add_memory(row: dict[str, dict[str, Any]], n_tokens: int, threads: int) -> None:
+    """Peak memory growth of each contender's call, in a process of its own."""
+    for name in row:
+        command = [sys.executable, __file__, str(n_tokens), "--threads", str(threads), "--peak", name]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        row[name]["peak_bytes"] = int(done.stdout)
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("tokens", type=int, nargs="*", default=LENGTHS, help="lengths of cells")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=min(2, cores()))
+    parser.add_argument(
+        "--only-memory", action="store_true", help="add peak memory to a result that is there; needs no quiet"
+    )
+    parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
+    parser.add_argument("--out", type=Path, help="folder of the result, default bench/results/<machine>")
+    parser.add_argument("--peak", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    logging.set_verbosity_error()
+    bench = Bench(max(*LENGTHS, *options.tokens))
+    if options.peak:
+        run, ids = bench.contenders()[options.peak], cell(options.tokens[0])
+        run(cell(WARM_UP))  # threads and lazy imports are not the call's memory
+        print(peak_growth(lambda: run(ids)))
+        return
+
+    here = describe()
+    file = (options.out or RESULTS / here["name"]) / "lengths.json"
+    rows = json.loads(file.read_text())["lengths"] if file.exists() else {}
+    for n in options.tokens:
+        if options.only_memory:
+            row = rows[str(n)]
+        else:
+            row = measure(bench, n, options.rounds)
+            if before := rows.get(str(n)):  # a peak stays until it is measured again
+                row = {
+                    name: {"peak_bytes": before[name].get("peak_bytes")} | found
+                    for name, found in row.items()
+                }
+        if not options.no_memory:
+            add_memory(row, n, options.threads)
+        rows[str(n)] = row
+        for name, found in row.items():
+            print(
+                f"{n:6d}  {name:34s} {found['seconds']:8.3f} s  {found.get('peak_bytes', 0) / 1e6:9.1f} MB",
+                flush=True,
+            )
+    result = {
+        "op": "lengths", "machine": here, "model": "Geneformer V1-10M shape, random weights", "layers": 6, "heads": 4,
+        "threads": options.threads, "lengths": {n: rows[n] for n in sorted(rows, key=int)},
+    }  # fmt: skip
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"wrote {file}")
+
+
+if __name__ == "__main__":
+    main()
