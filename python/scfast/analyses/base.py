@@ -84,7 +84,14 @@ class Batch:
 class Addition(NamedTuple):
     """What a batch adds to one array: ``flat[places] += values``, each place at most once.
 
-    ``array`` names it; ``places`` are int64 [n], of the flattened array, and ``values`` [n] have its dtype.
+    Attributes
+    ----------
+    array
+        Name of the array.
+    places
+        int64 [n], in the flattened array.
+    values
+        [n], in the array's dtype.
     """
 
     array: str
@@ -132,7 +139,15 @@ class Accumulator(Protocol):
 
 
 class RowBlock(NamedTuple):
-    """Results of some cells: ``rows`` int64 [B] and ``values``, CSR or dense [B, columns]."""
+    """Results of some cells.
+
+    Attributes
+    ----------
+    rows
+        int64 [B]: the cells.
+    values
+        CSR or dense [B, columns].
+    """
 
     rows: np.ndarray
     values: sparse.csr_matrix | np.ndarray

@@ -25,6 +25,23 @@ Block = tuple[slice, Packing]
 def query_blocks(packing: Packing, tokens: int) -> tuple[Block, ...]:
     """Blocks of so many queries each, the last one shorter; one without queries for an empty batch.
 
+    Parameters
+    ----------
+    packing
+        The cells.
+    tokens
+        Queries of a block, 1 or more.
+
+    Returns
+    -------
+    tuple of (slice, Packing)
+        The rows of each block among all queries, and its packing: its queries against all keys of their cells.
+
+    Raises
+    ------
+    ValueError
+        When a block should hold no token.
+
     Examples
     --------
     >>> import scfast

@@ -12,7 +12,19 @@ from scfast.packing import Packing
 
 @dataclass(frozen=True)
 class ScoreOptions:
-    """How scores come from q and k: the options that all ops share (:func:`scfast.ops.attention_forward`)."""
+    """How scores come from q and k: the options that all ops share (:func:`scfast.ops.attention_forward`).
+
+    Attributes
+    ----------
+    scale
+        Factor of q k^T. Default: 1 / sqrt(head dim).
+    softcap
+        c of c tanh(score / c), applied after the scale. Default: none.
+    key_bias
+        float32 [Tk]: added to the scores of each key. Default: none.
+    causal
+        Whether a query sees only the keys up to its own place.
+    """
 
     scale: float | None = None
     softcap: float | None = None
@@ -31,7 +43,15 @@ class ScoreOptions:
 
 @dataclass(frozen=True)
 class LayerNorm:
-    """A layer norm: ``weight`` and ``bias`` [d], either may be None, and ``eps``, which is added to the variance."""
+    """A layer norm: (x - mean) / sqrt(variance + eps) * weight + bias, over the last axis.
+
+    Attributes
+    ----------
+    weight, bias
+        [d] each, or None.
+    eps
+        Added to the variance.
+    """
 
     weight: torch.Tensor | None
     bias: torch.Tensor | None

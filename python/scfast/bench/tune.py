@@ -360,10 +360,7 @@ def machine(device: torch.device) -> str:
 
     Examples
     --------
-    >>> import torch
-    >>> from scfast.bench.tune import machine
-    >>> machine(torch.device("cuda"))  # doctest: +SKIP
-    'NVIDIA H200, torch 2.13.0, Triton 3.7.0'
+    On a machine with a GPU, ``machine(torch.device("cuda"))`` is such as ``"NVIDIA H200, torch 2.13.0, Triton 3.7.0"``.
     """
     import triton
 

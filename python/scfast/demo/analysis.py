@@ -64,6 +64,22 @@ def analyse(
         Log of the training, for its figure.
     progress
         Show progress bars. Default: on a terminal.
+
+    Returns
+    -------
+    Findings
+        Results, tables and the files that were written.
+
+    Examples
+    --------
+    >>> import tempfile, pathlib, scfast
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> adata, _ = scfast.datasets.toy()
+    >>> adata.obs["cell_type"] = adata.obs["cell_type"].cat.rename_categories({"B cell": "CD19+ B"})
+    >>> log = scfast.tl.pretrain(adata, folder / "model", steps=2, batch_tokens=512, progress=False)
+    >>> findings = analyse(adata, folder / "model", folder / "out", log)
+    >>> sorted(file.name for file in findings.files.values())[:4]
+    ['cell_types.csv', 'genes.csv', 'marker_ranks.png', 'markers.csv']
     """
     model = models.load("geneformer", model_folder)
     tl.rollout(adata, model, groupby="cell_type", null="untrained", progress=progress)

@@ -17,7 +17,24 @@ TRAINED, UNTRAINED, GREY = "#4C78A8", "#E07B39", "#66717C"
 
 
 def draw_training(log: dict[str, Any], path: Path) -> None:
-    """Held-out and training loss against the unigram loss, by step."""
+    """Held-out and training loss against the unigram loss, by step.
+
+    Parameters
+    ----------
+    log
+        Of :func:`scfast.tl.pretrain`.
+    path
+        The picture to write.
+
+    Examples
+    --------
+    >>> import tempfile, pathlib
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "training.png"
+    >>> losses = [{"step": step, "train_loss": 6 - step / 9, "held_out_loss": 6 - step / 10} for step in range(3)]
+    >>> draw_training({"unigram_loss": 5.9, "history": losses}, path)
+    >>> path.exists()
+    True
+    """
     history = pd.DataFrame(log["history"])
     figure, ax = _figure(5.2, 3.4)
     ax.axhline(
@@ -41,7 +58,24 @@ def draw_training(log: dict[str, Any], path: Path) -> None:
 
 
 def draw_marker_ranks(markers: pd.DataFrame, path: Path) -> None:
-    """Place of every marker gene in the trained and the untrained model's ranking, lineage by lineage."""
+    """Place of every marker gene in the trained and the untrained model's ranking, lineage by lineage.
+
+    Parameters
+    ----------
+    markers
+        Of :func:`marker_ranks`.
+    path
+        The picture to write.
+
+    Examples
+    --------
+    >>> import tempfile, pathlib
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "markers.png"
+    >>> markers = pd.DataFrame({"lineage": "B cells", "gene": ["CD79A", "MS4A1"]})
+    >>> draw_marker_ranks(markers.assign(trained=[2.0, 5.0], untrained=[40.0, 31.0]), path)
+    >>> path.exists()
+    True
+    """
     lineages = list(dict.fromkeys(markers["lineage"]))
     heights = [markers[markers["lineage"] == lineage]["gene"].nunique() + 1.6 for lineage in lineages]
     figure, _ = _figure(5.6, 0.26 * sum(heights) + 0.7, empty=True)

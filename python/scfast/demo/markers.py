@@ -61,9 +61,20 @@ def marker_ranks(adata: AnnData, *, key: str = "rollout") -> pd.DataFrame:
 
     Returns
     -------
-    DataFrame with one row per lineage, panel and marker: ``lineage``, ``panel`` ("tutorial" or "usual"), ``gene``,
-    ``trained``, ``untrained``: the gene's place, 1 the best, among all genes by mean score over all cells of the
-    lineage; ties share their mean place.
+    pandas.DataFrame
+        One row per lineage, panel and marker: ``lineage``, ``panel`` ("tutorial" or "usual"), ``gene``, and
+        ``trained``, ``untrained``: the gene's place, 1 the best, among all genes by mean score over all cells of the
+        lineage; ties share their mean place.
+
+    Examples
+    --------
+    >>> import scfast
+    >>> adata, model = scfast.datasets.toy()
+    >>> adata.obs["cell_type"] = adata.obs["cell_type"].cat.rename_categories({"B cell": "CD19+ B"})
+    >>> scfast.tl.rollout(adata, model, groupby="cell_type", null="untrained")
+    >>> markers = marker_ranks(adata)
+    >>> markers.loc[markers["panel"] == "tutorial", ["lineage", "gene"]].values.tolist()[:2]
+    [['B cells', 'CD79A'], ['B cells', 'MS4A1']]
     """
     cells = adata.uns[key]["groups"]["cells"]
     parts = []

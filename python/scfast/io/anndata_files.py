@@ -19,12 +19,25 @@ def read(path: str | Path) -> AnnData:
     path
         The file or folder.
 
+    Returns
+    -------
+    AnnData
+        All of it, in memory. :func:`scfast.io.open` leaves the counts on disk.
+
     Raises
     ------
     FileNotFoundError
         If nothing is there.
     ValueError
         If it is neither h5ad nor zarr.
+
+    Examples
+    --------
+    >>> import tempfile, pathlib, scfast
+    >>> adata, _ = scfast.datasets.toy()
+    >>> path = scfast.io.write_h5ad(adata, pathlib.Path(tempfile.mkdtemp()) / "cells.h5ad")
+    >>> scfast.io.read(path).shape
+    (60, 40)
     """
     import anndata as ad
 
@@ -50,6 +63,18 @@ def write_h5ad(adata: AnnData, path: str | Path) -> Path:
         What to write, with gzip compression.
     path
         Where; folders are created.
+
+    Returns
+    -------
+    pathlib.Path
+        The file.
+
+    Examples
+    --------
+    >>> import tempfile, pathlib, scfast
+    >>> adata, _ = scfast.datasets.toy()
+    >>> scfast.io.write_h5ad(adata, pathlib.Path(tempfile.mkdtemp()) / "results" / "cells.h5ad").name
+    'cells.h5ad'
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,16 @@ def read_vocabulary(path: str | Path) -> list[str]:
 
     Names in angle brackets, such as ``<pad>``, are special tokens and are left out.
 
+    Parameters
+    ----------
+    path
+        The file; JSON by its name, ``.json``.
+
+    Returns
+    -------
+    list of str
+        Gene ids, in the order of the file, or of the token ids.
+
     Raises
     ------
     ValueError
@@ -56,12 +66,30 @@ def _names(path: Path, held: Any) -> list[str]:
 
 
 def read_medians(path: str | Path) -> dict[str, float]:
-    """Non-zero medians by gene, from a JSON object or a two-column CSV (gene, median; a header is skipped).
+    r"""Non-zero medians by gene, from a JSON object or a two-column CSV (gene, median; a header is skipped).
+
+    Parameters
+    ----------
+    path
+        The file; JSON by its name, ``.json``.
+
+    Returns
+    -------
+    dict
+        Gene -> median of its counts above 0, per ten thousand, positive.
 
     Raises
     ------
     ValueError
         If a median is not a positive number, or the file is no table of them.
+
+    Examples
+    --------
+    >>> import tempfile, pathlib, scfast
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "medians.csv"
+    >>> _ = path.write_text("gene,median\nCD3D,2.5\nLYZ,4\n")
+    >>> scfast.io.read_medians(path)
+    {'CD3D': 2.5, 'LYZ': 4.0}
     """
     path = Path(path)
     if _is_json(path):

@@ -64,10 +64,14 @@ def open(
 
     Examples
     --------
-    >>> import scfast
-    >>> adata = scfast.io.open("atlas.h5ad", counts="layers/counts")  # doctest: +SKIP
-    >>> scfast.tl.rollout(adata, "geneformer:my_model", groupby="cell_type", store_cells=False)  # doctest: +SKIP
-    >>> healthy = scfast.io.open("atlas.h5ad", obs=["cell_type"], where="disease == 'normal'")  # doctest: +SKIP
+    >>> import tempfile, pathlib, scfast
+    >>> adata, model = scfast.datasets.toy()
+    >>> path = scfast.io.write_h5ad(adata, pathlib.Path(tempfile.mkdtemp()) / "atlas.h5ad")
+    >>> stored = scfast.io.open(path)
+    >>> scfast.tl.rollout(stored, model, groupby="cell_type", store_cells=False)
+    >>> stimulated = scfast.io.open(path, obs=["cell_type"], where="condition == 'stim'")
+    >>> stored.n_obs, stimulated.n_obs
+    (60, 30)
     """
     import anndata as ad
 
@@ -210,8 +214,14 @@ def convert(source: str | Path, target: str | Path) -> Path:
 
     Examples
     --------
-    >>> import scfast
-    >>> scfast.io.convert("by_gene.h5ad", "by_cell.zarr")  # doctest: +SKIP
+    >>> import tempfile, pathlib, scfast
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> adata, _ = scfast.datasets.toy()
+    >>> adata.X = adata.X.tocsc()  # gene by gene
+    >>> by_gene = scfast.io.write_h5ad(adata, folder / "by_gene.h5ad")
+    >>> by_cell = scfast.io.convert(by_gene, folder / "by_cell.zarr")
+    >>> scfast.io.open(by_cell).shape
+    (60, 40)
     """
     from scipy import sparse
 

@@ -50,6 +50,11 @@ def __getattr__(name: str) -> Any:
 def names() -> list[str]:
     """Names that :func:`load` knows.
 
+    Returns
+    -------
+    list of str
+        In alphabetical order.
+
     Examples
     --------
     >>> {"geneformer", "hf"} <= set(names())
@@ -71,6 +76,11 @@ def load(name: str, folder: str | Path, **options: Any) -> AttentionSource:
         Of that kind of model, for example ``dtype=``, ``token_dictionary=``
         (:func:`scfast.models.geneformer.load`).
 
+    Returns
+    -------
+    AttentionSource
+        What every tool in ``scfast.tl`` takes: tokeniser and network.
+
     Raises
     ------
     ValueError
@@ -79,6 +89,18 @@ def load(name: str, folder: str | Path, **options: Any) -> AttentionSource:
         When that kind of model has no such option.
     FileNotFoundError
         When a file that the model needs is missing; the message lists what was looked for.
+
+    Examples
+    --------
+    A model that is trained here is loaded as a published one is:
+
+    >>> import tempfile, scfast
+    >>> adata, _ = scfast.datasets.toy()
+    >>> folder = tempfile.mkdtemp()
+    >>> log = scfast.tl.pretrain(adata, folder, steps=2, batch_tokens=512, progress=False)
+    >>> model = scfast.models.load("geneformer", folder)
+    >>> model.n_layers, model.n_heads, model.hidden_size
+    (2, 4, 64)
     """
     if name not in _REGISTRY:
         raise ValueError(f"there is no model {name!r}; scfast.models.load knows {', '.join(names())}")

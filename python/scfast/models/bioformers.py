@@ -68,9 +68,11 @@ def load(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> Bioformer
 
     Examples
     --------
-    >>> import scfast
-    >>> source = scfast.models.load("bioformers", "blood_model")  # doctest: +SKIP
-    >>> tokens = source.tokenize(adata.X, adata.var)  # doctest: +SKIP
+    With the published files in a folder::
+
+        import scfast
+        source = scfast.models.load("bioformers", "blood_model")
+        tokens = source.tokenize(adata.X, adata.var)
     """
     folder = Path(folder)
     if dtype not in DTYPES:

@@ -102,9 +102,11 @@ def load(
 
     Examples
     --------
-    >>> import scfast
-    >>> source = scfast.models.load("geneformer", "Geneformer-V2-104M")  # doctest: +SKIP
-    >>> tokens = source.tokenize(adata.X, adata.var)  # doctest: +SKIP
+    With the published files in a folder::
+
+        import scfast
+        source = scfast.models.load("geneformer", "Geneformer-V2-104M")
+        tokens = source.tokenize(adata.X, adata.var)
     """
     folder = Path(folder)
     if dtype not in DTYPES:

@@ -85,6 +85,11 @@ def wrap(
     name
         Default: the name of the class.
 
+    Returns
+    -------
+    AttentionSource
+        What every tool in ``scfast.tl`` takes.
+
     Raises
     ------
     ValueError

@@ -89,9 +89,11 @@ def load(
 
     Examples
     --------
-    >>> import scfast
-    >>> source = scfast.models.load("scgpt", "scGPT_human", seed=1)  # doctest: +SKIP
-    >>> tokens = source.tokenize(adata.X, adata.var)  # doctest: +SKIP
+    With the published files in a folder::
+
+        import scfast
+        source = scfast.models.load("scgpt", "scGPT_human", seed=1)
+        tokens = source.tokenize(adata.X, adata.var)
     """
     folder = Path(folder)
     if dtype not in DTYPES:

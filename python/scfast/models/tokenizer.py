@@ -56,6 +56,11 @@ def pack_cells(
     values, external
         As :class:`~scfast.models.Tokens` describes them.
 
+    Returns
+    -------
+    Tokens
+        All cells, one after another; positions count from 0 in each.
+
     Raises
     ------
     ValueError

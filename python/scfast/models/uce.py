@@ -110,9 +110,11 @@ def load(
 
     Examples
     --------
-    >>> import scfast
-    >>> source = scfast.models.load("uce", "UCE/33l_8ep_1024t_1280.torch", species="mouse")  # doctest: +SKIP
-    >>> scfast.tl.rollout(adata, source, groupby="cell_type")  # doctest: +SKIP
+    With the published files in a folder::
+
+        import scfast
+        source = scfast.models.load("uce", "UCE/33l_8ep_1024t_1280.torch", species="mouse")
+        scfast.tl.rollout(adata, source, groupby="cell_type")
     """
     if masking not in MASKING:
         raise ValueError(f"masking={masking!r} is unknown; use 'strict' or 'published'")
@@ -283,8 +285,10 @@ class UceSource(PackedSource):
 
         Examples
         --------
-        >>> scfast.tl.embed(adata, source)  # doctest: +SKIP
-        >>> source.cell_embeddings(torch.from_numpy(adata.obsm["X_uce"]))  # doctest: +SKIP
+        With the published files in a folder::
+
+            scfast.tl.embed(adata, source)
+            source.cell_embeddings(torch.from_numpy(adata.obsm["X_uce"]))
         """
         return self.encoder.decode(states.to(self.device, self.dtype))
 

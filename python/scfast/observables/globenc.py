@@ -41,15 +41,15 @@ class GlobEnc(NormObservable):
     name
         Key of the result.
 
-    Notes
-    -----
-    float32 [T] per batch and [n] per cell; [R, T] for R > 1 readouts. A cell without the readout scores zero.
-
     Raises
     ------
     ValueError
         Options that do not exist; a pre-norm model with a kind that has layer norms; row-normalised scores that do not
         sum to the readout's weight, or are NaN.
+
+    Notes
+    -----
+    float32 [T] per batch and [n] per cell; [R, T] for R > 1 readouts. A cell without the readout scores zero.
 
     Examples
     --------

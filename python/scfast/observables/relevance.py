@@ -76,16 +76,16 @@ class Relevance(GradientObservable):
     name
         Key of the result.
 
+    Raises
+    ------
+    ValueError
+        Options that do not exist; row-normalised scores that do not sum to the readout's weight, or are NaN.
+
     Notes
     -----
     C^l = mean_h (dP^h * P^h)^+ with dP^h = dO^h V^hT, dO the gradient with respect to the attention output. float32 [T]
     per batch and [n] per cell; [R, T] for R > 1 readouts. The model must be run with gradients enabled; weights need
     none.
-
-    Raises
-    ------
-    ValueError
-        Options that do not exist; row-normalised scores that do not sum to the readout's weight, or are NaN.
 
     Examples
     --------

@@ -50,15 +50,15 @@ class Rollout(Observable):
     name
         Key of the result.
 
-    Notes
-    -----
-    float32 [T] per batch and [n] per cell; [R, T] for R > 1 readouts; [N, T] or [N, R, T] for prefix and
-    suffix. A cell without the readout (no such gene) scores zero everywhere.
-
     Raises
     ------
     ValueError
         Options that do not exist; scores that do not sum to the readout's weight, or are NaN.
+
+    Notes
+    -----
+    float32 [T] per batch and [n] per cell; [R, T] for R > 1 readouts; [N, T] or [N, R, T] for prefix and
+    suffix. A cell without the readout (no such gene) scores zero everywhere.
 
     Examples
     --------

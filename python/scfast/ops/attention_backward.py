@@ -21,7 +21,17 @@ LIBRARY.define(
 
 
 class AttentionGradients(NamedTuple):
-    """What :func:`attention_backward` returns."""
+    """What :func:`attention_backward` returns.
+
+    Attributes
+    ----------
+    dq
+        Gradient of q, [Tq, H, D], in q's dtype.
+    dk
+        Gradient of k, [Tk, Hkv, D], in q's dtype; with grouped queries the sum over the heads that share a key head.
+    dv
+        Gradient of v, [Tk, Hkv, Dv], in q's dtype.
+    """
 
     dq: torch.Tensor
     dk: torch.Tensor

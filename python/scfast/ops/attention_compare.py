@@ -23,8 +23,14 @@ LIBRARY.define(
 class MapProducts(NamedTuple):
     """Inner products of the maps P1 and P2 of two models: float64 [B, H] each.
 
-    ``dot`` is the sum of P1 * P2 over the elements of a cell's map, ``square1`` and ``square2`` the sums of P1^2 and
-    of P2^2. Sums over cells or heads of the three are those of the concatenated maps.
+    Sums of the three over cells or heads are those of the concatenated maps.
+
+    Attributes
+    ----------
+    dot
+        Sum of P1 * P2 over the elements of a cell's map.
+    square1, square2
+        Sums of P1^2 and of P2^2.
     """
 
     dot: torch.Tensor

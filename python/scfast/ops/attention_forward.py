@@ -21,7 +21,21 @@ LIBRARY.define(
 
 
 class AttentionOutput(NamedTuple):
-    """What :func:`attention_forward` returns; statistics that were not asked for are ``None``."""
+    """What :func:`attention_forward` returns; statistics that were not asked for are ``None``.
+
+    Attributes
+    ----------
+    out
+        P v, [Tq, H, Dv], in q's dtype.
+    lse
+        Log-sum-exp of each row's scores, in nats, float32 [Tq, H]; what the backward pass and the other ops take.
+    received
+        Sum of P over the queries of a cell, for each head and key, float32 [H, Tk].
+    entropy
+        -sum_j P_ij ln P_ij, in nats, float32 [Tq, H].
+    max
+        Largest P_ij of each row, float32 [Tq, H].
+    """
 
     out: torch.Tensor
     lse: torch.Tensor

@@ -24,9 +24,19 @@ LIBRARY.define(
 class RowStats(NamedTuple):
     """Statistics of the rows of attention: [Tq, Hout] each, ``total`` [B, Hout]; float32.
 
-    ``entropy`` is that of the row divided by its sum, in nats, and NaN where elements may be negative by their map
-    (:class:`Relevance`, signed); ``max`` the largest entry; ``self_weight`` the entry at the query's own key
-    (j = i + causal_offset); ``row_sum`` the sum; ``total`` the sum over a cell's rows.
+    Attributes
+    ----------
+    entropy
+        Of the row divided by its sum, in nats; NaN where elements may be negative by their map
+        (:class:`Relevance`, signed).
+    max
+        The largest entry.
+    self_weight
+        The entry at the query's own key, j = i + causal_offset.
+    row_sum
+        The sum of the row.
+    total
+        The sum over a cell's rows, [B, Hout].
     """
 
     entropy: torch.Tensor

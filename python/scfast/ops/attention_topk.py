@@ -23,8 +23,12 @@ LIBRARY.define(
 class TopKeys(NamedTuple):
     """The strongest entries of every row, largest first: [Tq, n], or [Tq, H, n] for ``heads="none"``.
 
-    ``values`` are float32; ``keys`` int64, the key's place within its cell, from 0. Where fewer than n keys are in
-    sight the rest is 0 and -1.
+    Attributes
+    ----------
+    values
+        float32; 0 where fewer than n keys are in sight.
+    keys
+        int64, the key's place within its cell, from 0; -1 where fewer than n keys are in sight.
     """
 
     values: torch.Tensor

@@ -31,10 +31,19 @@ _last: tuple[tuple[np.ndarray | None, ...], _Genes] | None = None
 class RankedCells(NamedTuple):
     """Ranked genes of all cells, one cell after another.
 
-    Genes of cell ``i`` are ``token_ids[offsets[i]:offsets[i + 1]]`` and, as columns of the matrix, the same
-    slice of ``columns``; both are int32, the rest int64. ``n_expressed`` [B] are genes with a count,
-    ``n_in_vocabulary`` [B] those of them with a token: their difference is lost to the vocabulary;
-    ``n_in_vocabulary`` less the tokens is cut off.
+    Attributes
+    ----------
+    token_ids
+        int32 [T]; those of cell ``i`` are ``token_ids[offsets[i]:offsets[i + 1]]``, the largest value first.
+    columns
+        int32 [T]: column of the matrix that each token stands for.
+    offsets
+        int64 [B + 1]: where each cell begins.
+    n_expressed
+        int64 [B]: genes with a count.
+    n_in_vocabulary
+        int64 [B]: those of them with a token. ``n_expressed`` less these are lost to the vocabulary; these less the
+        cell's tokens are cut off.
     """
 
     token_ids: np.ndarray

@@ -77,8 +77,12 @@ def attention_norms(
     Examples
     --------
     >>> import scfast
+    >>> adata, model = scfast.datasets.toy()
+    >>> _, other = scfast.datasets.toy(seed=1)
+    >>> scfast.tl.attention_norms(adata, model, key_added="norms_before")
+    >>> scfast.tl.attention_norms(adata, other, key_added="norms_after")
     >>> panels = {"before": "norms_before", "after": "norms_after"}
-    >>> scfast.pl.attention_norms(adata, key=panels, scale="shared")  # doctest: +SKIP
+    >>> axes = scfast.pl.attention_norms(adata, key=panels, scale="shared")
     """
     if scale not in ("min-max", "shared", "none"):
         raise ValueError(f"scale={scale!r} is unknown; use 'min-max', 'shared' or 'none'")

@@ -68,7 +68,10 @@ def attention_shift(
     Examples
     --------
     >>> import scfast
-    >>> scfast.pl.attention_shift(adata, keys=["frozen", "last layer", "all free"])  # doctest: +SKIP
+    >>> adata, model = scfast.datasets.toy()
+    >>> _, other = scfast.datasets.toy(seed=1)
+    >>> scfast.tl.attention_shift(adata, model, other)
+    >>> axes = scfast.pl.attention_shift(adata)
     """
     import matplotlib.pyplot as plt
 

@@ -87,8 +87,10 @@ def clustermap(
     Examples
     --------
     >>> import scfast
-    >>> scfast.tl.similarity(adata, model, genes=markers, gene_symbols="symbol")  # doctest: +SKIP
-    >>> scfast.pl.clustermap(adata, layer=6, gene_symbols="symbol", save="genes.png")  # doctest: +SKIP
+    >>> adata, model = scfast.datasets.toy()
+    >>> markers = ["CD79A", "MS4A1", "LYZ", "CD14", "CD3D", "CD3E"]
+    >>> scfast.tl.similarity(adata, model, genes=markers)
+    >>> axes = scfast.pl.clustermap(adata, layer=1)
     """
     import matplotlib.pyplot as plt
     from scipy.cluster.hierarchy import leaves_list

@@ -86,7 +86,10 @@ def compare_de(
     Examples
     --------
     >>> import scfast
-    >>> scfast.pl.compare_de(adata, groups=["B cell", "Monocyte"], k=50)  # doctest: +SKIP
+    >>> adata, model = scfast.datasets.toy()
+    >>> scfast.tl.received(adata, model, groupby="cell_type")
+    >>> scfast.tl.compare_de(adata, top=(5, 10))
+    >>> axes = scfast.pl.compare_de(adata, groups=["B cell", "Monocyte"], k=10)
     """
     if key not in adata.uns or "overlap" not in adata.uns[key]:
         raise KeyError(

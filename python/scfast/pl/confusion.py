@@ -56,9 +56,14 @@ def confusion(
 
     Examples
     --------
-    >>> import scfast
-    >>> logs = {"frozen": frozen, "all trained": tuned}  # doctest: +SKIP
-    >>> scfast.pl.confusion(logs, save="confusion.png")  # doctest: +SKIP
+    >>> import tempfile, scfast
+    >>> adata, model = scfast.datasets.toy()
+    >>> given = {"model": model, "label": "cell_type", "epochs": 1, "progress": False}
+    >>> frozen = scfast.tl.finetune(adata, tempfile.mkdtemp(), freeze="all", **given)
+    >>> tuned = scfast.tl.finetune(adata, tempfile.mkdtemp(), **given)
+    >>> axes = scfast.pl.confusion({"frozen": frozen, "all trained": tuned})
+    >>> len(axes)
+    2
     """
     named: Mapping[str, Any] = {"": logs} if "settings" in logs else logs
     if not named:

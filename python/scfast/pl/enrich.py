@@ -85,7 +85,11 @@ def enrich(
     Examples
     --------
     >>> import scfast
-    >>> scfast.pl.enrich(adata, groups=["B cell", "Monocyte"])  # doctest: +SKIP
+    >>> adata, model = scfast.datasets.toy()
+    >>> scfast.tl.rollout(adata, model, groupby="cell_type")
+    >>> sets = {"T_CELL": ["CD3D", "CD3E", "IL7R"], "MYELOID": ["LYZ", "CD14", "S100A8"]}
+    >>> scfast.tl.enrich(adata, sets, top=8)
+    >>> axes = scfast.pl.enrich(adata, groups=["B cell", "Monocyte"])
     """
     if key not in adata.uns or "top_genes" not in adata.uns[key]:
         raise KeyError(

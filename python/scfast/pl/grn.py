@@ -74,7 +74,9 @@ def grn(
     Examples
     --------
     >>> import scfast
-    >>> scfast.pl.grn(adata, network="change", n_edges=30)  # doctest: +SKIP
+    >>> adata, model = scfast.datasets.toy()
+    >>> scfast.tl.grn(adata, model, groupby="condition", compare=("ctrl", "stim"))
+    >>> axes = scfast.pl.grn(adata, network="change", n_edges=12)
     """
     import networkx as nx
     from matplotlib.patches import FancyArrowPatch

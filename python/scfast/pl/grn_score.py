@@ -67,7 +67,10 @@ def grn_score(
     Examples
     --------
     >>> import scfast
-    >>> scfast.pl.grn_score(adata, groups=["all", "stratified"])  # doctest: +SKIP
+    >>> adata, model = scfast.datasets.toy()
+    >>> scfast.tl.grn(adata, model)
+    >>> scfast.tl.grn_score(adata, {"STAT1": ["ISG15", "IFI6"], "LYZ": ["CD14", "CST3"]}, n_null=5)
+    >>> axes = scfast.pl.grn_score(adata)
     """
     if "curves" not in adata.uns.get(key, {}):
         raise KeyError(

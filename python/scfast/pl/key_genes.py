@@ -78,7 +78,9 @@ def key_genes(
     Examples
     --------
     >>> import scfast
-    >>> scfast.pl.key_genes(adata, n_genes=20, gene_symbols="symbol")  # doctest: +SKIP
+    >>> adata, model = scfast.datasets.toy()
+    >>> scfast.tl.key_genes(adata, model, groupby="condition")
+    >>> axes = scfast.pl.key_genes(adata, n_genes=20)
     """
     import matplotlib.pyplot as plt
 

@@ -63,7 +63,10 @@ def layer_map(
     Examples
     --------
     >>> import scfast
-    >>> scfast.pl.layer_map(adata, key=["before", "after"])  # doctest: +SKIP
+    >>> adata, model = scfast.datasets.toy()
+    >>> scfast.tl.similarity(adata, model)
+    >>> scfast.tl.similarity(adata, model.untrained(), key_added="untrained")
+    >>> axes = scfast.pl.layer_map(adata, key=["similarity", "untrained"])
     """
     keys = [key] if isinstance(key, str) else list(key)
     for name in keys:

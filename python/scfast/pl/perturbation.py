@@ -64,9 +64,13 @@ def perturbation(
 
     Examples
     --------
-    >>> import scfast
-    >>> log = scfast.tl.train_perturbation(adata, "k562_model", perturbation="condition")  # doctest: +SKIP
-    >>> scfast.pl.perturbation(log, save="perturbation.png")  # doctest: +SKIP
+    >>> import tempfile, scfast
+    >>> adata, _ = scfast.datasets.toy()
+    >>> adata.obs["gene"] = ["control", "STAT1", "ISG15", "STAT1+ISG15"] * 15
+    >>> log = scfast.tl.train_perturbation(
+    ...     adata, tempfile.mkdtemp(), perturbation="gene", genes="all", epochs=1, progress=False
+    ... )
+    >>> axes = scfast.pl.perturbation(log)
     """
     if metric not in NAMES:
         raise ValueError(f"metric={metric!r} is unknown; use one of {', '.join(map(repr, NAMES))}")

@@ -87,7 +87,11 @@ def prevalence(
     Examples
     --------
     >>> import scfast
-    >>> scfast.pl.prevalence(adata, groups=["B cell"], n_clusters=6)  # doctest: +SKIP
+    >>> adata, model = scfast.datasets.toy()
+    >>> scfast.tl.rollout(adata, model, groupby="cell_type")
+    >>> clusters = {"CD3D": "T cell", "CD3E": "T cell", "LYZ": "myeloid", "CD14": "myeloid"}
+    >>> scfast.tl.prevalence(adata, clusters, n_bins=2)
+    >>> axes = scfast.pl.prevalence(adata, groups=["B cell"], n_clusters=2)
     """
     if key not in adata.uns or "difference" not in adata.uns[key].get("table", ()):
         raise KeyError(

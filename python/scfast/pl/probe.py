@@ -79,7 +79,9 @@ def probe(
     Examples
     --------
     >>> import scfast
-    >>> scfast.pl.probe(adata, labels="cell_type", readouts=["cls", "position 1"])  # doctest: +SKIP
+    >>> adata, model = scfast.datasets.toy()
+    >>> scfast.tl.probe(adata, model, ["cell_type", "condition"])
+    >>> axes = scfast.pl.probe(adata, labels="cell_type")
     """
     keys = [key] if isinstance(key, str) else list(key)
     for name in keys:

@@ -89,7 +89,10 @@ def rank_profile(
     Examples
     --------
     >>> import scfast
-    >>> scfast.pl.rank_profile(adata, save="ranks.png")  # doctest: +SKIP
+    >>> adata, model = scfast.datasets.toy()
+    >>> _, other = scfast.datasets.toy(seed=1)
+    >>> scfast.tl.rank_profile(adata, {"before": model, "after": other})
+    >>> axes = scfast.pl.rank_profile(adata)
     """
     if key not in adata.uns or "lengths" not in adata.uns[key]:
         raise KeyError(

@@ -62,6 +62,10 @@ def received(
     Examples
     --------
     >>> import scfast
-    >>> scfast.pl.received(adata, groups=["B cell", "Monocyte"])  # doctest: +SKIP
+    >>> adata, model = scfast.datasets.toy()
+    >>> scfast.tl.received(adata, model, groupby="cell_type")
+    >>> axes = scfast.pl.received(adata, groups=["B cell", "Monocyte"])
+    >>> len(axes)
+    2
     """
     return top_genes(adata, SCORE, key, groups, n_genes, gene_symbols, ax, show, save)

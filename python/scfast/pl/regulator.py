@@ -54,7 +54,10 @@ def regulator(
     Examples
     --------
     >>> import scfast
-    >>> scfast.pl.regulator(adata, key="regulator")  # doctest: +SKIP
+    >>> adata, model = scfast.datasets.toy()
+    >>> scfast.tl.grn(adata, model)
+    >>> scfast.tl.regulator(adata, "STAT1", reference={"STAT1": ["ISG15", "IFI6"]}, top=10)
+    >>> axes = scfast.pl.regulator(adata)
     """
     import matplotlib.pyplot as plt
 

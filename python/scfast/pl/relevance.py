@@ -62,6 +62,10 @@ def relevance(
     Examples
     --------
     >>> import scfast
-    >>> scfast.pl.relevance(adata, groups=["B cell", "Monocyte"])  # doctest: +SKIP
+    >>> adata, model = scfast.datasets.toy()
+    >>> scfast.tl.relevance(adata, model, "gene:LYZ", groupby="cell_type")
+    >>> axes = scfast.pl.relevance(adata, groups=["B cell", "Monocyte"])
+    >>> len(axes)
+    2
     """
     return top_genes(adata, SCORE, key, groups, n_genes, gene_symbols, ax, show, save)

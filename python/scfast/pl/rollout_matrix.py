@@ -80,7 +80,9 @@ def rollout_matrix(
     Examples
     --------
     >>> import scfast
-    >>> scfast.pl.rollout_matrix(adata, groups="Monocyte", gene_symbols="symbol")  # doctest: +SKIP
+    >>> adata, model = scfast.datasets.toy()
+    >>> scfast.tl.rollout_matrix(adata, model, ["LYZ", "CD3D"], groupby="cell_type")
+    >>> axes = scfast.pl.rollout_matrix(adata, groups="Monocyte")
     """
     import matplotlib.pyplot as plt
 

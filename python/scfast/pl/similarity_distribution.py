@@ -75,8 +75,10 @@ def similarity_distribution(
     Examples
     --------
     >>> import scfast
-    >>> scfast.tl.similarity(adata, model.untrained(), key_added="untrained")  # doctest: +SKIP
-    >>> scfast.pl.similarity_distribution(adata, key=["similarity", "untrained"])  # doctest: +SKIP
+    >>> adata, model = scfast.datasets.toy()
+    >>> scfast.tl.similarity(adata, model)
+    >>> scfast.tl.similarity(adata, model.untrained(), key_added="untrained")
+    >>> axes = scfast.pl.similarity_distribution(adata, key=["similarity", "untrained"])
     """
     import matplotlib.pyplot as plt
 

@@ -77,7 +77,9 @@ def similarity_heatmap(
     Examples
     --------
     >>> import scfast
-    >>> scfast.pl.similarity_heatmap(adata, key=["base", "tuned"], gene_symbols="symbol")  # doctest: +SKIP
+    >>> adata, model = scfast.datasets.toy()
+    >>> scfast.tl.similarity(adata, model, genes=["CD3D", "CD3E", "LYZ", "CD14"])
+    >>> axes = scfast.pl.similarity_heatmap(adata)
     """
     import matplotlib.pyplot as plt
     from scipy.cluster.hierarchy import leaves_list

@@ -46,9 +46,12 @@ def training(
 
     Examples
     --------
-    >>> import scfast
-    >>> log = scfast.tl.train_bioformers(adata, "blood_model")  # doctest: +SKIP
-    >>> scfast.pl.training(log, save="training.png")  # doctest: +SKIP
+    >>> import tempfile, scfast
+    >>> adata, _ = scfast.datasets.toy()
+    >>> log = scfast.tl.train_bioformers(
+    ...     adata, tempfile.mkdtemp(), preset="tiny", genes="all", steps=4, batch_tokens=400, progress=False
+    ... )
+    >>> axes = scfast.pl.training(log)
     """
     named: Mapping[str, Any] = {"": logs} if "settings" in logs else logs
     if not named:

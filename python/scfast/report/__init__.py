@@ -47,9 +47,12 @@ def write(
 
     Examples
     --------
-    >>> import scfast.report
-    >>> scfast.report.write("results")  # doctest: +SKIP
-    (PosixPath('results/report.html'), [])
+    >>> import tempfile, pathlib, scfast, scfast.report
+    >>> adata, model = scfast.datasets.toy()
+    >>> scfast.tl.rollout(adata, model, groupby="cell_type")
+    >>> path, failures = scfast.report.write(adata, pathlib.Path(tempfile.mkdtemp()) / "report.html")
+    >>> path.name, failures
+    ('report.html', [])
     """
     about: dict[str, Any] = {}
     if isinstance(results, (str, Path)):
@@ -77,10 +80,26 @@ def make(adata: AnnData, *, title: str, about: dict[str, Any] | None = None) -> 
     about
         As :func:`record` wrote it.
 
+    Returns
+    -------
+    report : Report
+        What :func:`write` puts on the page.
+    failures : list of str
+        Figures that could not be drawn; everything else is in the report.
+
     Raises
     ------
     ValueError
         When ``adata`` holds none of the library's analyses.
+
+    Examples
+    --------
+    >>> import scfast, scfast.report
+    >>> adata, model = scfast.datasets.toy()
+    >>> scfast.tl.rollout(adata, model, groupby="cell_type")
+    >>> report, failures = scfast.report.make(adata, title="Blood")
+    >>> len(report.sections), sorted(report.groups), failures
+    (1, ['B cell', 'Monocyte', 'T cell'], [])
     """
     keys = analyses(adata)
     if not keys:
@@ -130,7 +149,33 @@ def results_file(path: Path) -> Path:
 
 
 def read_results(path: Path) -> AnnData:
-    """Cells, genes, networks and results, without counts, layers and embeddings, which may be larger than memory."""
+    """Cells, genes, networks and results, without counts, layers and embeddings, which may be larger than memory.
+
+    Parameters
+    ----------
+    path
+        An ``.h5ad`` file or a ``.zarr`` folder.
+
+    Returns
+    -------
+    AnnData
+        ``obs``, ``var``, ``uns`` and ``varp`` alone.
+
+    Raises
+    ------
+    ValueError
+        When it cannot be read, or is no AnnData.
+
+    Examples
+    --------
+    >>> import tempfile, pathlib, scfast, scfast.report
+    >>> adata, model = scfast.datasets.toy()
+    >>> scfast.tl.rollout(adata, model, groupby="cell_type")
+    >>> path = scfast.io.write_h5ad(adata, pathlib.Path(tempfile.mkdtemp()) / "cells.h5ad")
+    >>> cells = scfast.report.read_results(path)
+    >>> list(cells.uns), list(cells.layers)
+    (['rollout'], [])
+    """
     import anndata as ad
     from anndata.io import read_elem
 

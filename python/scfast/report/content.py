@@ -153,7 +153,23 @@ class Section:
 
 @dataclass(frozen=True)
 class Report:
-    """All of it. ``groups``: name -> digests; ``about``: facts of the run, such as its command."""
+    """All that a page holds.
+
+    Attributes
+    ----------
+    title
+        The heading.
+    about
+        Facts of the run by name, such as its command.
+    versions
+        Package -> version.
+    warnings
+        What a reader must know, and figures that could not be drawn.
+    sections
+        One for each analysis.
+    groups
+        Group -> what each analysis says of it in a few lines.
+    """
 
     title: str
     about: Mapping[str, str]

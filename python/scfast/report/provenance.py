@@ -39,6 +39,19 @@ def record(
         What was run on what, by name.
     warnings
         What the reader must know, such as cells that could not be run.
+
+    Returns
+    -------
+    pathlib.Path
+        The file, ``about.json``.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = record(Path(tempfile.mkdtemp()), ["run", "cells.h5ad"], 12.34)
+    >>> about = read(path.parent)
+    >>> about["command"], about["seconds"]
+    ('scfast run cells.h5ad', 12.3)
     """
     about = {
         "command": shlex.join(["scfast", *command]),

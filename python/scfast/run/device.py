@@ -6,7 +6,18 @@ import torch
 
 
 def default_device() -> torch.device:
-    """The GPU where torch sees one, else the CPU."""
+    """The GPU where torch sees one, else the CPU.
+
+    Returns
+    -------
+    torch.device
+        ``cuda`` or ``cpu``.
+
+    Examples
+    --------
+    >>> default_device().type in ("cpu", "cuda")
+    True
+    """
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -17,6 +28,11 @@ def resolve_device(device: str | torch.device) -> torch.device:
     ----------
     device
         ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+
+    Returns
+    -------
+    torch.device
+        One that models run on.
 
     Raises
     ------

@@ -20,6 +20,8 @@ class EqualLength(Counts):
 
     Attributes
     ----------
+    matrix, var, n_counts
+        As of :class:`Counts`.
     n_genes
         Gene tokens that are kept.
     seed

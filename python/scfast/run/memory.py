@@ -40,6 +40,16 @@ FEW_READOUTS = 64
 def parse_memory(memory: str | int) -> int:
     """Bytes of an amount such as ``"2GB"``, ``"500 MB"``, ``"1.5GiB"``, or of a number of bytes.
 
+    Parameters
+    ----------
+    memory
+        A number and a unit (B, kB, MB, GB, TB; KiB, MiB, GiB), or bytes.
+
+    Returns
+    -------
+    int
+        Bytes.
+
     Raises
     ------
     ValueError
@@ -78,6 +88,16 @@ def granted_memory(memory: str | int | None, device: torch.device) -> int:
         An amount as :func:`parse_memory` takes it, or None.
     device
         Where the model is already.
+
+    Returns
+    -------
+    int
+        Bytes.
+
+    Examples
+    --------
+    >>> granted_memory(None, torch.device("cpu")), granted_memory("500MB", torch.device("cpu"))
+    (2000000000, 500000000)
     """
     if memory is not None:
         return parse_memory(memory)
@@ -194,6 +214,11 @@ def token_budget(
         Bytes that one block takes, of a model that runs in blocks.
     model
         Its name, for the message.
+
+    Returns
+    -------
+    int
+        Tokens, no fewer than the longest cell has.
 
     Raises
     ------

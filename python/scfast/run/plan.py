@@ -176,6 +176,11 @@ def make_plan(
     shard_cells
         Rows of the data in a shard. Default: all.
 
+    Returns
+    -------
+    Plan
+        Which cells, in which batches, in which shards.
+
     Raises
     ------
     ValueError

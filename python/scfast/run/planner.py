@@ -232,12 +232,19 @@ def planning(
     Planned
         Complete when the block ends.
 
+    Raises
+    ------
+    ValueError
+        When ``seconds`` is negative.
+
     Examples
     --------
     >>> import scfast
-    >>> with scfast.run.planning() as planned:  # doctest: +SKIP
-    ...     scfast.tl.rollout(adata, "geneformer:my_model", groupby="cell_type")
-    >>> planned.seconds, planned.runs[0].parts  # doctest: +SKIP
+    >>> adata, model = scfast.datasets.toy()
+    >>> with scfast.run.planning(seconds=0) as planned:
+    ...     scfast.tl.rollout(adata, model, groupby="cell_type", null="untrained")
+    >>> [run.name for run in planned.runs], "rollout" in adata.uns
+    (['1-rollout', '2-untrained'], False)
     """
     if seconds < 0:
         raise ValueError(f"seconds={seconds} must not be negative")

@@ -69,6 +69,19 @@ def survey(
         The cells.
     gene
         Column of a gene to look for in every cell, or of several of which a cell needs one.
+
+    Returns
+    -------
+    TokenSurvey
+        Lengths, and what was asked of every cell.
+
+    Examples
+    --------
+    >>> import scfast
+    >>> adata, model = scfast.datasets.toy()
+    >>> found = survey(model, Counts(adata.X, adata.var))
+    >>> len(found.lengths), bool((found.lengths == adata.X.getnnz(1)).all())
+    (60, True)
     """
     n_cells, step = counts.n_cells, _rows_ahead(source)
     lengths, gene_tokens = np.zeros(n_cells, dtype=np.int32), np.zeros(n_cells, dtype=np.int32)
@@ -197,6 +210,21 @@ def run(
     ------
     MemoryError
         When one cell does not fit by itself, nor in the smallest blocks; the message says what it needs.
+
+    Examples
+    --------
+    Attention received, gene by gene, as a matrix of cells x genes:
+
+    >>> import scfast
+    >>> from scfast.analyses import CellScores
+    >>> from scfast.observables import Received
+    >>> from scfast.run import make_plan
+    >>> adata, model = scfast.datasets.toy()
+    >>> counts = Counts(adata.X, adata.var)
+    >>> plan = make_plan(survey(model, counts).lengths, token_budget=1000)
+    >>> results = run(model, counts, {"received": CellScores(40, "received")}, plan, lambda tokens: [Received()])
+    >>> results["received"].shape
+    (60, 40)
     """
     visited = visit(
         source, counts, analyses, plan, observables, tokens=tokens, backend=backend, kept=kept, progress=progress,

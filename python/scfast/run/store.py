@@ -107,7 +107,22 @@ _CURRENT: ContextVar[Store | None] = ContextVar("scfast_store", default=None)
 
 
 def current_store() -> Store | None:
-    """The store of the innermost :func:`resumable` block."""
+    """The store of the innermost :func:`resumable` block.
+
+    Returns
+    -------
+    Store or None
+        None outside of such a block: then nothing is kept.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> current_store() is None
+    True
+    >>> with resumable(tempfile.mkdtemp()) as store:
+    ...     current_store() is store
+    True
+    """
     return _CURRENT.get()
 
 
@@ -133,6 +148,17 @@ def granted_memory(memory: str | int | None, device: torch.device) -> int:
         An amount as :func:`parse_memory` takes it, or None.
     device
         Where the model is already.
+
+    Returns
+    -------
+    int
+        Bytes.
+
+    Examples
+    --------
+    >>> import torch
+    >>> granted_memory(None, torch.device("cpu")), granted_memory("500MB", torch.device("cpu"))
+    (2000000000, 500000000)
     """
     store = current_store()
     return (budget if store is None else store).granted_memory(memory, device)
@@ -173,6 +199,11 @@ def resumable(
         Counts in memory, and the model, are written there once; those of :func:`scfast.io.open` are read where
         they are. Workers may come and go.
 
+    Yields
+    ------
+    Store
+        Where results are kept.
+
     Raises
     ------
     ValueError
@@ -180,9 +211,13 @@ def resumable(
 
     Examples
     --------
-    >>> import scfast
-    >>> with scfast.run.resumable("rollout.run"):  # doctest: +SKIP
-    ...     scfast.tl.rollout(adata, "geneformer:my_model", groupby="cell_type")
+    >>> import tempfile, pathlib, scfast
+    >>> adata, model = scfast.datasets.toy()
+    >>> folder = pathlib.Path(tempfile.mkdtemp()) / "rollout.run"
+    >>> with scfast.run.resumable(folder, shard_cells=20):
+    ...     scfast.tl.rollout(adata, model, groupby="cell_type")
+    >>> len(list(folder.rglob("shard-*")))  # the same block, run again, reads these three
+    3
     """
     if shard_cells < 1:
         raise ValueError(f"shard_cells={shard_cells} must be at least 1")

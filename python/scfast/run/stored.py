@@ -39,6 +39,8 @@ class StoredCounts(Counts):
 
     Attributes
     ----------
+    var, n_counts
+        As of :class:`Counts`.
     matrix
         ``shape``, and ``group`` with the arrays ``data``, ``indices`` and ``indptr``, as
         :func:`anndata.io.sparse_dataset` gives it. Where it has ``rows`` int64 [cells], it is these rows of ``whole``.

@@ -140,8 +140,10 @@ def attention_norms(
     Examples
     --------
     >>> import scfast
-    >>> scfast.tl.attention_norms(adata, "geneformer:models/v1", groupby="cell_type")  # doctest: +SKIP
-    >>> scfast.pl.attention_norms(adata)  # doctest: +SKIP
+    >>> adata, model = scfast.datasets.toy()
+    >>> scfast.tl.attention_norms(adata, model, groupby="cell_type")
+    >>> sorted(adata.uns["attention_norms"])
+    ['groups', 'heads', 'layers', 'params', 'table']
     """
     check_options(key_added, null)
     rolled = score == "globenc"

@@ -52,8 +52,11 @@ def avg_bio(adata: AnnData, label: str, *, use_rep: str, seed: int = 0) -> pd.Se
     Examples
     --------
     >>> import scfast
-    >>> scfast.tl.embed(adata, "bioformers:blood_model")  # doctest: +SKIP
-    >>> scfast.tl.avg_bio(adata, "celltype", use_rep="X_bioformers")  # doctest: +SKIP
+    >>> adata, model = scfast.datasets.toy()
+    >>> scfast.tl.embed(adata, model)
+    >>> scores = scfast.tl.avg_bio(adata, "cell_type", use_rep="X_geneformer")
+    >>> scores.index.tolist()
+    ['avg_bio', 'nmi', 'ari', 'asw', 'resolution', 'clusters']
     """
     try:
         import igraph  # noqa: F401

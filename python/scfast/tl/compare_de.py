@@ -106,9 +106,11 @@ def compare_de(
     Examples
     --------
     >>> import scfast
-    >>> scfast.tl.received(adata, model, groupby="cell_type")  # doctest: +SKIP
-    >>> scfast.tl.compare_de(adata)  # doctest: +SKIP
-    >>> adata.uns["compare_de"]["overlap"]  # doctest: +SKIP
+    >>> adata, model = scfast.datasets.toy()
+    >>> scfast.tl.received(adata, model, groupby="cell_type")
+    >>> scfast.tl.compare_de(adata, top=(5, 10))
+    >>> adata.uns["compare_de"]["overlap"].columns.tolist()
+    ['group', 'k', 'overlap', 'expected', 'p_value', 'overlap_rank', 'overlap_expression', 'overlap_detection']
     """
     check_options(key_added)
     if score not in SCORES:

@@ -78,7 +78,10 @@ def embed(
     Examples
     --------
     >>> import scfast
-    >>> scfast.tl.embed(adata, "geneformer:models/v1")  # doctest: +SKIP
+    >>> adata, model = scfast.datasets.toy()
+    >>> scfast.tl.embed(adata, model)
+    >>> adata.obsm["X_geneformer"].shape
+    (60, 64)
     """
     if pool not in (None, "cls", "mean"):
         raise ValueError(f"pool={pool!r} is unknown; use 'cls' or 'mean'")

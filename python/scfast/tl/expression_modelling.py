@@ -71,9 +71,14 @@ def expression_modelling(
 
     Examples
     --------
-    >>> import scfast
-    >>> log = scfast.tl.train_bioformers(adata, "blood_model")  # doctest: +SKIP
-    >>> scfast.tl.expression_modelling(adata, "blood_model")  # doctest: +SKIP
+    >>> import tempfile, scfast
+    >>> adata, _ = scfast.datasets.toy()
+    >>> folder = tempfile.mkdtemp()
+    >>> brief = {"preset": "tiny", "steps": 2, "batch_tokens": 400, "progress": False}
+    >>> log = scfast.tl.train_bioformers(adata, folder, genes="all", **brief)
+    >>> scores = scfast.tl.expression_modelling(adata, folder, correlated=5)
+    >>> scores.index.tolist()[:3]
+    ['BioFormers', "the gene's bin frequencies", 'BioFormers, expected bin']
     """
     folder = Path(folder)
     file = folder / "training_log.json"

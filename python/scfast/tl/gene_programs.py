@@ -88,8 +88,11 @@ def gene_programs(
     Examples
     --------
     >>> import scfast
-    >>> scfast.tl.similarity(adata, model, genes="all", layers=[0])  # doctest: +SKIP
-    >>> scfast.tl.gene_programs(adata, gene_sets="hallmark.gmt", gene_symbols="symbol")  # doctest: +SKIP
+    >>> adata, model = scfast.datasets.toy()
+    >>> scfast.tl.similarity(adata, model, genes="all", layers=[0])
+    >>> scfast.tl.gene_programs(adata, share=0.2, gene_sets={"T_CELL": ["CD3D", "CD3E", "IL7R", "CCR7"]})
+    >>> sorted(adata.uns["gene_programs"])
+    ['enrichment', 'params', 'programs']
     """
     check_options(key_added)
     if not 0 < share < 1:

@@ -136,8 +136,12 @@ def grn(
     Examples
     --------
     >>> import scfast
-    >>> scfast.tl.grn(adata, "bioformers:blood", groupby="condition", compare=("ctrl", "stim"))  # doctest: +SKIP
-    >>> adata.uns["grn"]["changes"].head()  # doctest: +SKIP
+    >>> adata, model = scfast.datasets.toy()
+    >>> scfast.tl.grn(adata, model, groupby="condition", compare=("ctrl", "stim"))
+    >>> adata.varp["grn"].shape
+    (40, 40)
+    >>> adata.uns["grn"]["changes"].columns.tolist()
+    ['source', 'target', 'before', 'after', 'change', 'se', 'low', 'high', 'p_value', 'q_value']
     """
     check_options(key_added)
     _check(convention, min_cells, top, n_blocks, n_changes, keep_blocks)

@@ -116,9 +116,12 @@ def key_genes(
     Examples
     --------
     >>> import scfast
-    >>> targets = ["CDKN1A", "MDM2", "BAX"]
-    >>> scfast.tl.key_genes(adata, model, groupby="dose", highlight=targets, gene_symbols="symbol")  # doctest: +SKIP
-    >>> adata.uns["key_genes"]["table"].head(20)  # doctest: +SKIP
+    >>> adata, model = scfast.datasets.toy()
+    >>> response = ["ISG15", "IFI6", "STAT1"]
+    >>> scfast.tl.key_genes(adata, model, groupby="condition", highlight=response)
+    >>> table = adata.uns["key_genes"]["table"]
+    >>> table.columns.tolist()[-5:]
+    ['expression', 'detection', 'rank_ctrl', 'rank_stim', 'highlight']
     """
     check_options(key_added, null)
     how = Conditions(memory, backend, progress, seed)

@@ -70,10 +70,12 @@ def layers_report(
     Examples
     --------
     >>> import scfast
-    >>> scfast.tl.similarity(adata, model)  # doctest: +SKIP
-    >>> scfast.tl.probe(adata, model, "cell_type")  # doctest: +SKIP
-    >>> scfast.tl.layers_report(adata)  # doctest: +SKIP
-    >>> adata.uns["layers_report"]["table"].query("candidate")["layer"].tolist()  # doctest: +SKIP
+    >>> adata, model = scfast.datasets.toy()
+    >>> scfast.tl.similarity(adata, model)
+    >>> scfast.tl.probe(adata, model, "cell_type")
+    >>> scfast.tl.layers_report(adata)
+    >>> adata.uns["layers_report"]["table"].columns.tolist()
+    ['layer', 'block', 'change', 'to_last', 'f1_cell_type', 'gain_cell_type', 'gain_se_cell_type', 'candidate']
     """
     check_options(key_added)
     alike = _results(adata, similarity, "map", "similarity")

@@ -63,9 +63,14 @@ def predict_perturbation(
 
     Examples
     --------
-    >>> import scfast
-    >>> unperturbed = adata[adata.obs["condition"] == "control"]  # doctest: +SKIP
-    >>> scfast.tl.predict_perturbation(unperturbed, "k562_model", ["KLF1+MAP2K6"])  # doctest: +SKIP
+    >>> import tempfile, scfast
+    >>> adata, _ = scfast.datasets.toy()
+    >>> adata.obs["gene"] = ["control", "STAT1", "ISG15", "STAT1+ISG15"] * 15
+    >>> folder = tempfile.mkdtemp()
+    >>> log = scfast.tl.train_perturbation(adata, folder, perturbation="gene", genes="all", epochs=1, progress=False)
+    >>> control = adata[adata.obs["gene"] == "control"]
+    >>> scfast.tl.predict_perturbation(control, folder, "STAT1+ISG15").shape
+    (40, 1)
     """
     folder = Path(folder)
     if not (folder / "perturbation.json").exists():

@@ -104,10 +104,12 @@ def pretrain(
 
     Examples
     --------
-    >>> import scfast
-    >>> adata = scfast.datasets.pbmc68k()
-    >>> log = scfast.tl.pretrain(adata, "pbmc_model")  # doctest: +SKIP
-    >>> model = scfast.models.load("geneformer", "pbmc_model")  # doctest: +SKIP
+    >>> import tempfile, scfast
+    >>> adata = scfast.datasets.toy()[0]
+    >>> folder = tempfile.mkdtemp()
+    >>> log = scfast.tl.pretrain(adata, folder, steps=4, batch_tokens=512, progress=False)
+    >>> log["history"][-1]["step"], scfast.models.load("geneformer", folder).n_layers
+    (4, 2)
     """
     chosen = _preset(preset, steps, epochs, count_noise)
     check_share("mask", mask)

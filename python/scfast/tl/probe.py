@@ -149,8 +149,13 @@ def probe(
     Examples
     --------
     >>> import scfast
-    >>> scfast.tl.probe(adata, "geneformer:models/v2", ["cell_type", "condition"])  # doctest: +SKIP
-    >>> adata.uns["probe"]["table"].query("readout == 'cls'")  # doctest: +SKIP
+    >>> adata, model = scfast.datasets.toy()
+    >>> scfast.tl.probe(adata, model, ["cell_type", "condition"], replicate_key="donor", folds=3)
+    >>> table = adata.uns["probe"]["table"]
+    >>> table[["label", "layer", "readout"]].values.tolist()[:3]
+    [['cell_type', 0, 'mean'], ['cell_type', 1, 'mean'], ['cell_type', 2, 'mean']]
+    >>> bool((table["f1"] > table["control"]).any())  # better than shuffled labels
+    True
     """
     check_options(key_added)
     _check_numbers(folds, shrinkage, n_sample, confirm)

@@ -119,9 +119,11 @@ def rank_profile(
     Examples
     --------
     >>> import scfast
-    >>> models = {"pretrained": "geneformer:models/v1", "fine-tuned": "geneformer:tuned"}
-    >>> scfast.tl.rank_profile(adata, models, genes=["CD3E", "MS4A1"], gene_symbols="symbol")  # doctest: +SKIP
-    >>> scfast.pl.rank_profile(adata)  # doctest: +SKIP
+    >>> adata, model = scfast.datasets.toy()
+    >>> _, other = scfast.datasets.toy(seed=1)
+    >>> scfast.tl.rank_profile(adata, {"before": model, "after": other}, genes=["CD3E", "MS4A1"])
+    >>> sorted(adata.uns["rank_profile"])
+    ['genes', 'lengths', 'params', 'table']
     """
     check_options(key_added)
     _check_numbers(quantiles, equal_length)

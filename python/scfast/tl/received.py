@@ -103,9 +103,12 @@ def received(
     Examples
     --------
     >>> import scfast
-    >>> scfast.tl.received(adata, "geneformer:models/v1", groupby="cell_type", by="layer")  # doctest: +SKIP
-    >>> adata.uns["received"]["by_layer"].shape  # doctest: +SKIP
-    (6, 16791, 10)
+    >>> adata, model = scfast.datasets.toy()
+    >>> scfast.tl.received(adata, model, groupby="cell_type", by="layer")
+    >>> adata.uns["received"]["by_layer"].shape
+    (2, 40, 3)
+    >>> adata.uns["received"]["table"].columns.tolist()[:4]
+    ['gene', 'group', 'mean', 'se']
     """
     if by not in (None, "layer", "head"):
         raise ValueError(f"by={by!r} is unknown; use 'layer', 'head' or None")

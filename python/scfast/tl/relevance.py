@@ -123,8 +123,10 @@ def relevance(
     Examples
     --------
     >>> import scfast
-    >>> scfast.tl.relevance(adata, "geneformer:tuned", "class:high", groupby="dose")  # doctest: +SKIP
-    >>> adata.uns["relevance"]["table"].groupby("group", observed=True).head(10)  # doctest: +SKIP
+    >>> adata, model = scfast.datasets.toy()
+    >>> scfast.tl.relevance(adata, model, "gene:LYZ", groupby="cell_type")
+    >>> adata.uns["relevance"]["table"].columns.tolist()[:4]
+    ['gene', 'group', 'mean', 'se']
     """
     check_options(key_added)
     if method not in METHODS:

@@ -136,8 +136,13 @@ def rollout(
     Examples
     --------
     >>> import scfast
-    >>> scfast.tl.rollout(adata, "geneformer:models/v1", groupby="cell_type")  # doctest: +SKIP
-    >>> adata.uns["rollout"]["table"].groupby("group", observed=True).head(10)  # doctest: +SKIP
+    >>> adata, model = scfast.datasets.toy()
+    >>> scfast.tl.rollout(adata, model, groupby="cell_type", null="untrained")
+    >>> table = adata.uns["rollout"]["table"]
+    >>> table.groupby("group", observed=True).head(1)[["group", "cells", "expression", "null"]].shape
+    (3, 4)
+    >>> bool(abs(adata.uns["rollout"]["groups"]["mass_gene"] - 1).max() < 1e-6)  # scores of a cell sum to 1
+    True
     """
     check_rollout(heads, residual)
     check_options(key_added, null)

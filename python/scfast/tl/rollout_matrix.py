@@ -144,10 +144,10 @@ def rollout_matrix(
     Examples
     --------
     >>> import scfast
-    >>> scfast.tl.rollout_matrix(
-    ...     adata, "geneformer:models/v1", ["STAT1", "IRF7"], gene_symbols="symbol", groupby="cell_type"
-    ... )  # doctest: +SKIP
-    >>> adata.uns["rollout_matrix"]["table"].groupby(["group", "target"]).head(3)  # doctest: +SKIP
+    >>> adata, model = scfast.datasets.toy()
+    >>> scfast.tl.rollout_matrix(adata, model, ["LYZ", "CD3D"], groupby="cell_type")
+    >>> adata.uns["rollout_matrix"]["table"].columns.tolist()
+    ['group', 'target', 'source', 'mean', 'cells', 'rank', 'expression', 'detection']
     """
     check_rollout(heads, residual)
     check_options(key_added, null)

@@ -160,11 +160,17 @@ def similarity(
     Examples
     --------
     >>> import scfast
-    >>> scfast.tl.similarity(adata, "geneformer:models/v2", groupby="cell_type")  # doctest: +SKIP
-    >>> adata.uns["similarity"]["table"].query("change < 0.01")  # doctest: +SKIP
-    >>> adata.uns["similarity"]["tokens"].query("group == 'all' and pair == 'gene-gene'")  # doctest: +SKIP
-    >>> scfast.tl.similarity(adata, model, genes=["CD3E", "CD8A", "LYZ"], gene_symbols="symbol")  # doctest: +SKIP
-    >>> scfast.pl.clustermap(adata, gene_symbols="symbol")  # doctest: +SKIP
+    >>> adata, model = scfast.datasets.toy()
+    >>> scfast.tl.similarity(adata, model, groupby="cell_type", genes=["CD3D", "CD3E", "LYZ"])
+    >>> found = adata.uns["similarity"]
+    >>> found["map"].shape  # groups, states, states
+    (3, 3, 3)
+    >>> found["table"].columns.tolist()
+    ['group', 'layer', 'block', 'change', 'to_last', 'zeros']
+    >>> found["tokens"].query("group == 'all' and pair == 'gene-gene'")["layer"].tolist()
+    [0, 1, 2]
+    >>> found["genes"]["similarity"].shape  # states, genes, genes
+    (3, 3, 3)
     """
     check_options(key_added)
     if readout not in (None, "cls", "mean"):

@@ -90,8 +90,11 @@ def strongest_edges(
     Examples
     --------
     >>> import scfast
-    >>> scfast.tl.strongest_edges(adata, "geneformer:models/v1", 50)  # doctest: +SKIP
-    >>> adata.uns["strongest_edges"]["edges"].value_counts(["source", "target"]).head()  # doctest: +SKIP
+    >>> adata, model = scfast.datasets.toy()
+    >>> scfast.tl.strongest_edges(adata, model, 5)
+    >>> edges = adata.uns["strongest_edges"]["edges"]
+    >>> len(edges), edges.columns.tolist()
+    (300, ['cell', 'source', 'target', 'weight'])
     """
     if not isinstance(n_edges, int) or isinstance(n_edges, bool) or n_edges < 1:
         raise ValueError(f"n_edges={n_edges!r} must be a whole number, 1 or more")

@@ -136,9 +136,13 @@ def train_bioformers(
 
     Examples
     --------
-    >>> import scfast
-    >>> log = scfast.tl.train_bioformers(adata, "blood_model", genes="hvg:500")  # doctest: +SKIP
-    >>> model = scfast.models.load("bioformers", "blood_model")  # doctest: +SKIP
+    >>> import tempfile, scfast
+    >>> adata, _ = scfast.datasets.toy()
+    >>> folder = tempfile.mkdtemp()
+    >>> brief = {"preset": "tiny", "steps": 2, "batch_tokens": 400, "progress": False}
+    >>> log = scfast.tl.train_bioformers(adata, folder, genes="hvg:20", **brief)
+    >>> scfast.models.load("bioformers", folder).n_layers
+    2
     """
     for name, share in (("mask", mask), ("held_out", held_out)):
         check_share(name, share)

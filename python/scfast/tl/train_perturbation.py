@@ -134,11 +134,14 @@ def train_perturbation(
 
     Examples
     --------
-    >>> import scfast
+    >>> import tempfile, scfast
+    >>> adata, _ = scfast.datasets.toy()
+    >>> adata.obs["gene"] = ["control", "STAT1", "ISG15", "STAT1+ISG15"] * 15
     >>> log = scfast.tl.train_perturbation(
-    ...     adata, "k562_model", perturbation="condition", within=["dataset", "cell_type"]
-    ... )  # doctest: +SKIP
-    >>> scfast.tl.perturbation_summary(log)  # doctest: +SKIP
+    ...     adata, tempfile.mkdtemp(), perturbation="gene", genes="all", epochs=1, progress=False
+    ... )
+    >>> sorted({entry["perturbation"] for entry in log["scores"]})
+    ['STAT1+ISG15']
     """
     check_share("validation", validation)
     if not 0 < share <= 1:
@@ -212,9 +215,13 @@ def perturbation_summary(logs: Mapping[str, Any] | Sequence[Mapping[str, Any]]) 
 
     Examples
     --------
-    >>> import scfast
-    >>> logs = [train(seed) for seed in range(3)]  # doctest: +SKIP
-    >>> scfast.tl.perturbation_summary(logs)  # doctest: +SKIP
+    >>> import tempfile, scfast
+    >>> adata, _ = scfast.datasets.toy()
+    >>> adata.obs["gene"] = ["control", "STAT1", "ISG15", "STAT1+ISG15"] * 15
+    >>> given = {"perturbation": "gene", "genes": "all", "epochs": 1, "progress": False}
+    >>> logs = [scfast.tl.train_perturbation(adata, tempfile.mkdtemp(), seed=seed, **given) for seed in range(2)]
+    >>> scfast.tl.perturbation_summary(logs).columns.tolist()[:5]
+    ['method', 'metric', 'mean', 'low', 'high']
     """
     several = [logs] if isinstance(logs, Mapping) else list(logs)
     if not several or any("scores" not in log for log in several):
