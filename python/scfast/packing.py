@@ -166,6 +166,19 @@ class Packing:
         """Views of a packed tensor, one per cell, along its key dimension."""
         return packed.split(list(self.lengths_k), dim=dim)
 
+    def of_queries(self, rows: torch.Tensor) -> Packing:
+        """The same keys, and of the queries only the packed rows int64 [M], which rise.
+
+        Examples
+        --------
+        >>> packing = Packing.from_lengths([3, 2]).of_queries(torch.tensor([0, 2, 3]))
+        >>> packing.lengths_q, packing.lengths_k
+        ((2, 1), (3, 2))
+        """
+        ends = torch.searchsorted(rows.cpu(), torch.tensor(list(accumulate(self.lengths_q))))
+        counts = torch.diff(ends, prepend=ends.new_zeros(1))
+        return Packing.from_lengths(counts, self.lengths_k, device=self.device)
+
     def cell_of_query(self) -> torch.Tensor:
         """int64 [Tq]: the cell that each packed query row belongs to."""
         lengths = torch.tensor(self.lengths_q, dtype=torch.int64, device=self.device)

@@ -49,6 +49,14 @@ def by_torch(
     return states
 
 
+class _Output(Recorder):
+    """Observes nothing, and has the last states computed."""
+
+    @property
+    def needs_output(self) -> bool:
+        return True
+
+
 def run(encoder: PackedEncoder, x: torch.Tensor, options: ScoreOptions | None, block: int | None) -> Recorder:
     recorder = Recorder([HiddenStates(), Received()])
     packing = Packing.from_lengths(LENGTHS)
@@ -85,6 +93,22 @@ def test_states_are_those_of_torch(activation: str, scores: str, block: int | No
     for ours, theirs, truth in zip(got, plain, exact, strict=True):
         allowed = 2 * (theirs - truth).abs().max() + 2e-6
         assert (ours - truth).abs().max() <= allowed
+
+
+def test_last_states_of_some_tokens_are_those_of_all() -> None:
+    encoder, packing = packed(module("gelu"), "gelu"), Packing.from_lengths(LENGTHS)
+    x, rows = torch.randn(sum(LENGTHS), WIDTH), torch.tensor([0, 3, 32, 33, 40, 41, 58])
+
+    def last(**options: object) -> torch.Tensor:
+        recorder = _Output([])
+        recorder.begin(LAYERS, packing)
+        states = encoder.forward(x, packing, recorder, **options)
+        recorder.finish()
+        return states
+
+    torch.testing.assert_close(last(rows=rows), last()[rows], rtol=0, atol=2e-6)
+    with pytest.raises(ValueError, match="rows= is not for causal scores"):
+        last(rows=rows, options=ScoreOptions(causal=True))
 
 
 def test_layers_are_views_of_the_tensors() -> None:

@@ -188,11 +188,15 @@ class BioformersNetwork:
         return self._linear(inner, "embeddings.value.linear2")
 
     def forward(
-        self, tokens: Tokens, recorder: Recorder, block_tokens: int | None = None
+        self,
+        tokens: Tokens,
+        recorder: Recorder,
+        block_tokens: int | None = None,
+        rows: torch.Tensor | None = None,
     ) -> torch.Tensor | None:
         """Run all layers over packed cells, as :meth:`PackedEncoder.forward` does: the last states [T, d], if any."""
         options = ScoreOptions(causal=self.shape.causal)
-        return self.packed.forward(self.embed(tokens), tokens.packing, recorder, options, block_tokens)
+        return self.packed.forward(self.embed(tokens), tokens.packing, recorder, options, block_tokens, rows)
 
     def bin_logits(self, states: torch.Tensor) -> torch.Tensor:
         """Logits [m, n_bins] of the bins of the genes at last states [m, d]."""

@@ -42,8 +42,10 @@ from scfast.run.training import (
 
 #: Mask ratio and non-zero share of the fixed mask that held-out cells are scored on, whatever was trained with.
 HELD_OUT_MASK = {"rate": 0.1, "nonzero": 0.5}
-#: Masks of each training cell that the cell-blind baseline is counted over.
-BASELINE_PASSES = 10
+#: Masks of each training cell that the cell-blind baseline is counted over, and tokens of a batch of these.
+BASELINE_PASSES, BASELINE_TOKENS = 10, 1 << 17
+#: Scores beside all baselines, which :func:`scfast.tl.expression_modelling` leaves in the folder of a model.
+SCORES = "expression_modelling.csv"
 
 
 @dataclass(frozen=True)
@@ -102,10 +104,12 @@ class Trainable(torch.nn.Module):
         """Logits [M, n_bins] of the hidden values."""
         network, recorder = self.network(), _LastStates([])
         recorder.begin(self.shape.n_layers, batch.tokens.packing)
-        states = network.forward(batch.tokens, recorder)
+        # Of the last layer only what is guessed: causal maps count queries by their place, so they run whole.
+        rows = None if self.shape.causal else batch.chosen
+        states = network.forward(batch.tokens, recorder, rows=rows)
         recorder.finish()
         assert states is not None
-        return network.bin_logits(states[batch.chosen])
+        return network.bin_logits(states if rows is not None else states[batch.chosen])
 
 
 class _LastStates(Recorder):
@@ -165,6 +169,7 @@ def train(
     claim(folder, log)
     if not resume:
         remove_run(folder)
+        (folder / SCORES).unlink(missing_ok=True)
     if (finished := finished_log(folder, log)) is not None:
         return finished
     train_cells, held_out_cells = (cells.select(rows) for rows in split(cells, settings))
@@ -251,22 +256,22 @@ def _masked(tokens: Tokens, draws: np.random.Generator, settings: Settings, **ma
 
 
 def _masked_batches(
-    cells: Tokens, settings: Settings, stream: int, number: int, **mask: float
+    cells: Tokens, settings: Settings, stream: int, number: int, batch_tokens: int, **mask: float
 ) -> list[MaskedValues]:
     draws = rng(settings.seed, stream, number)
-    rows = random_batches(np.array(cells.lengths), settings.batch_tokens, draws)
+    rows = random_batches(np.array(cells.lengths), batch_tokens, draws)
     return [_masked(cells.select(batch), draws, settings, **mask) for batch in rows]
 
 
 def held_out_batches(cells: Tokens, settings: Settings) -> list[MaskedValues]:
     """The held-out cells under their fixed mask."""
-    return _masked_batches(cells, settings, HELD_OUT, 0, **HELD_OUT_MASK)
+    return _masked_batches(cells, settings, HELD_OUT, 0, settings.batch_tokens, **HELD_OUT_MASK)
 
 
 def mask_passes(cells: Tokens, settings: Settings) -> list[list[MaskedValues]]:
     """The training cells under masks like that of the held-out cells, several times over: for baselines."""
     return [
-        _masked_batches(cells, settings, BASELINE, number, **HELD_OUT_MASK)
+        _masked_batches(cells, settings, BASELINE, number, BASELINE_TOKENS, **HELD_OUT_MASK)
         for number in range(BASELINE_PASSES)
     ]
 

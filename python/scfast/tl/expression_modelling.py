@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 
 from scfast.models.bioformers import load
-from scfast.run.bioformers import Settings, cells_fingerprint
+from scfast.run.bioformers import SCORES, Settings, cells_fingerprint
+from scfast.run.checkpoint import write_atomically
 from scfast.run.expression import Guesses, guess
 from scfast.tl._inputs import get_counts
 from scfast.tl.train_bioformers import _tokens
@@ -38,7 +39,8 @@ def expression_modelling(
     adata
         The cells that the model was trained on, held-out ones included.
     folder
-        What :func:`scfast.tl.train_bioformers` has written.
+        What :func:`scfast.tl.train_bioformers` has written. Receives the table as ``expression_modelling.csv``, by
+        which :func:`scfast.tl.grn` labels the model's networks.
     correlated
         Genes that each gene's linear regression looks at: those with the largest absolute correlation of bins over the
         training cells. None: no baselines.
@@ -95,7 +97,9 @@ def expression_modelling(
             "give the AnnData of its training"
         )
     found = guess(source, cells, Settings(**log["settings"]), correlated)
-    return _table(found, source.inputs.binning.last_exact)
+    table = _table(found, source.inputs.binning.last_exact)
+    write_atomically(folder / SCORES, table.to_csv())
+    return table
 
 
 def _table(found: Guesses, last_exact: int | None) -> pd.DataFrame:
