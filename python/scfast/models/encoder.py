@@ -257,7 +257,9 @@ class PackedEncoder:
     ) -> LayerAttention:
         per_head = (self.n_heads, self.head_dim)
         if rows is None:
-            q, k = functional.linear(states, *layer.qk).unflatten(-1, (2, *per_head)).unbind(1)  # [T, 2, H, D]
+            q, k = (
+                functional.linear(states, *layer.qk).unflatten(-1, (2, *per_head)).unbind(1)
+            )  # [T, 2, H, D]
         else:
             (wq, wk), (bq, bk) = (part.chunk(2) for part in layer.qk)
             q = functional.linear(states[rows], wq, bq).unflatten(-1, per_head)  # [M, H, D]
