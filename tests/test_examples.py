@@ -138,11 +138,13 @@ def test_rehearsal_of_expression_modelling(shared, tmp_path):
         assert words in text
     out = tmp_path / "expression_modelling"
     trained = pd.read_csv(out / "training.csv")
-    assert len(trained) == 12
+    assert len(trained) == 12 + 1
     embedded = pd.read_csv(out / "avg_bio.csv")
     assert len(embedded) == 2 + 3
     assert embedded["avg_bio"].between(0.2, 1).all()
-    scored = pd.read_csv(out / "models" / "raw_m0.1_p0.5_n1" / "seed_0" / "scores.csv", index_col="guess")
+    scored = pd.read_csv(
+        out / "models" / "raw_m0.1_p0.5_n1" / "seed_0" / "expression_modelling.csv", index_col="guess"
+    )
     assert len(scored) == 6
     assert scored[["accuracy", "npv"]].stack().between(0, 1).all()
     assert "**A rehearsal: too little was trained" in (out / "summary.md").read_text()

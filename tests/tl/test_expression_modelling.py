@@ -11,6 +11,8 @@ import pytest
 from scipy import sparse
 
 import scfast
+from scfast.run.bioformers import SCORES
+from scfast.tl._model_verdict import model_verdict
 from scfast.tl.expression_modelling import share
 
 OURS = ["BioFormers", "BioFormers, expected bin"]
@@ -52,6 +54,18 @@ def test_scores_beside_the_log(adata: ad.AnnData, folder: Path) -> None:
     assert (found.loc[LINEAR, "accuracy_se"] > 0).all()
     alone = scfast.tl.expression_modelling(adata, folder, correlated=None)
     assert alone.equals(found.loc[OURS])
+
+
+def test_the_verdict_stands_beside_regression(adata: ad.AnnData, folder: Path) -> None:
+    scfast.tl.expression_modelling(adata, folder, correlated=None)
+    assert "was not compared with the linear baseline" in model_verdict(folder)
+    found = scfast.tl.expression_modelling(adata, folder, correlated=10)
+    assert "does not beat the linear baseline on held-out cells (sensitivity" in model_verdict(folder)
+    best = found.loc[LINEAR, ["sensitivity", "accuracy"]].max().to_numpy()
+    for accuracy, says in ((0.01, "beats the linear baseline"), (-0.01, "does not beat the linear baseline")):
+        found.loc[OURS[1], ["sensitivity", "accuracy"]] = np.add(best, (0.01, accuracy))
+        found.to_csv(folder / SCORES)
+        assert says in model_verdict(folder)
 
 
 def test_bad_input_is_named(adata: ad.AnnData, folder: Path, tmp_path: Path) -> None:
