@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from scfast import _kernels
 from scfast.cli import cli
 from scfast.cli.keeping import parse_part
 from scfast.run.workers import WorkerError, supervise
@@ -137,7 +138,11 @@ def test_parts_that_there_are_not(text):
 
 @pytest.mark.parametrize(
     ("more", "message"),
-    [(["--workers", "2"], "--part and --workers exclude"), (["--fresh"], "--fresh and --part exclude")],
+    [
+        (["--workers", "2"], "--part and --workers exclude"),
+        (["--fresh"], "--fresh and --part exclude"),
+        (["--retry"], "--retry and --part exclude"),
+    ],
 )
 def test_options_that_exclude_each_other(more, message, data, model, capsys, tmp_path):
     assert message in failure(capsys, *arguments(data, model, tmp_path, "--part", "0/2", *more))
@@ -166,7 +171,9 @@ def test_workers_that_are_killed_too_often(caplog):
     assert caplog.text.count("started again") == 2
 
 
-def test_rows_that_could_not_be_run_have_an_exit_code(data, model, tmp_path, monkeypatch):
+def test_rows_that_could_not_be_run_have_an_exit_code_and_another_chance(
+    data, model, whole, tmp_path, monkeypatch
+):
     from scfast.run import shards as module
 
     real = module.visit
@@ -176,13 +183,43 @@ def test_rows_that_could_not_be_run_have_an_exit_code(data, model, tmp_path, mon
             raise RuntimeError("cosmic rays")
         return real(source, counts, analyses, plan, *rest, **options)
 
-    monkeypatch.setattr(module, "visit", visit)
-    with pytest.warns(UserWarning, match="rows 10 to 19 could not be run"):
-        result = CliRunner().invoke(cli, arguments(data, model, tmp_path, "--text"))
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "visit", visit)
+        with pytest.warns(UserWarning, match="rows 10 to 19 could not be run"):
+            result = CliRunner().invoke(cli, arguments(data, model, tmp_path, "--text"))
     assert result.exit_code == 3, result.output
     assert "2 shards could not be run" in result.output
     assert (tmp_path / "cells.h5ad").exists()
     assert "cosmic rays" in invoke("status", tmp_path, "--text")
+    with pytest.warns(
+        UserWarning, match="rows 10 to 19 could not be run"
+    ):  # still, though nothing is wrong any more
+        assert CliRunner().invoke(cli, arguments(data, model, tmp_path)).exit_code == 3
+    before = {path: path.stat().st_ino for path in tmp_path.glob("run/*/shard-*")}
+    seen = []
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "visit", lambda *given, **options: seen.append(1) or real(*given, **options))
+        invoke(*arguments(data, model, tmp_path, "--retry"))
+    assert len(before) == 6
+    assert len(seen) == 2  # of two models the shard that was left out, and no other
+    assert same_results(whole, tmp_path)
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_instruction_set_is_refused(data, model, capsys, tmp_path):
+    here, (*_, generic) = _kernels.instruction_set(), _kernels.instruction_sets()
+    if here == generic:
+        pytest.skip("this machine has one instruction set alone")
+    invoke(*arguments(data, model, tmp_path, "--part", "0/2"))
+    for more in (["--part", "1/2"], []):
+        _kernels.use_instruction_set(generic)
+        try:
+            told = failure(capsys, *arguments(data, model, tmp_path, *more))
+        finally:
+            _kernels.use_instruction_set(here)
+        assert f"instruction_set was {here}, now {generic}" in told
+        assert "Ask for the same again on the same kind of machine" in told
+    assert shards(tmp_path) == 2  # as they were
 
 
 def test_counts_that_stay_on_disk(data, model, whole, tmp_path):

@@ -38,7 +38,7 @@ class Keeping:
     ----------
     out
         Folder of the results.
-    shard_cells, workers, threads, fresh, dask
+    shard_cells, workers, threads, fresh, retry, dask
         As given.
     part
         (i, n), of one of n processes that share the folder.
@@ -51,6 +51,7 @@ class Keeping:
     workers: int
     threads: int | None
     fresh: bool
+    retry: bool
     dask: str | None
     part: tuple[int, int] | None
     worker: bool
@@ -59,12 +60,17 @@ class Keeping:
     def from_options(cls, out: Path, options: dict[str, Any]) -> Keeping:
         """Takes its options out of ``options``."""
         part, worker = options.pop("part"), options.pop("worker")
-        mine = {name: options.pop(name) for name in ("shard_cells", "workers", "threads", "fresh", "dask")}
+        names = ("shard_cells", "workers", "threads", "fresh", "retry", "dask")
+        mine = {name: options.pop(name) for name in names}
         if part and mine["workers"] > 1:
             raise ValueError("--part and --workers exclude each other: a part of a run is one process")
         if part and mine["fresh"]:
             raise ValueError(
                 "--fresh and --part exclude each other: remove the folder before the parts are started"
+            )
+        if part and mine["retry"]:
+            raise ValueError(
+                "--retry and --part exclude each other: the command without --part runs what is missing"
             )
         if mine["dask"] is not None:
             if part or mine["workers"] > 1:
@@ -110,10 +116,14 @@ class Keeping:
 
         from scfast.run import PartDone, Stopped, resumable
         from scfast.run.disk import output_folder
+        from scfast.run.ledger import ledgers
 
         folder, threads = self.out / FOLDER, self.threads
         if self.fresh and not self.worker:
             shutil.rmtree(folder, ignore_errors=True)
+        if self.retry and not self.worker:
+            for ledger in ledgers(folder):
+                ledger.forgive()
         try:
             options: dict[str, Any] = {"part": self.part or (0, 1), "wait": self.worker}
             with ExitStack() as stack:
@@ -222,6 +232,9 @@ def keeping_options(function: Any) -> Any:
             help="Cells that are kept together when they are finished: what is lost when the run is killed.",
         ),
         click.option("--fresh", is_flag=True, help="Forget an unfinished run in the output folder."),
+        click.option(
+            "--retry", is_flag=True, help="Try cells again that an earlier run left out, as often as if it were new."
+        ),
         click.option("--worker", hidden=True),
     )  # fmt: skip
     for option in reversed(options):

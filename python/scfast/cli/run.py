@@ -95,6 +95,9 @@ def command(page: bool, dry_run: bool, as_json: bool | None, **options: Any) -> 
     console.event("stages", **stages.as_dict())
     console.event("done", files=list(map(str, files)), left_out=left_out)
     if left_out:
-        console.note(f"{len(left_out)} shards could not be run; `scfast status {out}` says why")
+        console.note(
+            f"{len(left_out)} shards could not be run; `scfast status {out}` says why, and the same command with"
+            " --retry tries them again"
+        )
         raise SystemExit(ROWS_LEFT_OUT)
     keeping.finish()

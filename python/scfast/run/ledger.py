@@ -227,7 +227,7 @@ class Ledger:
         )
 
     def forgive(self) -> None:
-        """Forget all attempts."""
+        """Forget all attempts, so that what was left out is run again."""
         for path in self.folder.glob("attempts-*"):
             path.unlink(missing_ok=True)
 
@@ -320,13 +320,18 @@ class Standing:
         return {**vars(self), "times": self.times.as_dict()}
 
 
+def ledgers(folder: Path) -> list[Ledger]:
+    """Of every run below ``folder``, in their order."""
+    runs = [path.parent for path in folder.glob(f"*/{MANIFEST}") if _RUN.fullmatch(path.parent.name)]
+    runs.sort(key=lambda path: int(path.name.partition("-")[0]))
+    return [Ledger(path, Ledger.manifest(path)["shards"]) for path in runs]
+
+
 def standing(folder: Path, *, verify: bool = False) -> list[Standing]:
     """Of every run below ``folder``, in their order; with ``verify`` all checksums are compared."""
     found = []
-    runs = [path for path in folder.glob(f"*/{MANIFEST}") if _RUN.fullmatch(path.parent.name)]
-    for path in sorted(runs, key=lambda path: int(path.parent.name.partition("-")[0])):
-        manifest = Ledger.manifest(path.parent)
-        ledger = Ledger(path.parent, manifest["shards"])
+    for ledger in ledgers(folder):
+        manifest = Ledger.manifest(ledger.folder)
         damaged = sorted(aside.name for aside in ledger.folder.glob(f"{_DAMAGED}-*"))
         for shard in ledger.finished() if verify else []:
             try:
@@ -336,7 +341,7 @@ def standing(folder: Path, *, verify: bool = False) -> list[Standing]:
         tried = ledger.tried()
         found.append(
             Standing(
-                path.parent.name, str(manifest.get("model", "")), manifest.get("cells", 0), ledger.n_shards,
+                ledger.folder.name, str(manifest.get("model", "")), manifest.get("cells", 0), ledger.n_shards,
                 len(ledger.finished()), sum(map(ledger.attempts, tried)),
                 {shard: ledger.reason(shard) for shard in tried}, damaged, _plan(manifest), ledger.revised(),
                 noted_times(ledger.folder),
