@@ -11,6 +11,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.mathjax",
+    "matplotlib.sphinxext.plot_directive",
     "numpydoc",
     "sphinx_copybutton",
 ]
@@ -31,6 +32,11 @@ autodoc_typehints = "none"  # numpydoc's sections say shapes, types and units
 autodoc_member_order = "bysource"
 numpydoc_show_class_members = False
 numpydoc_xref_param_type = False
+
+# Figures of the analyses are drawn while the pages build, by the code that stands above them.
+plot_formats = [("png", 140)]
+plot_html_show_formats = plot_html_show_source_link = False
+plot_rcparams = {"savefig.bbox": "tight"}
 
 myst_enable_extensions = ["dollarmath", "colon_fence", "fieldlist"]
 myst_heading_anchors = 3
