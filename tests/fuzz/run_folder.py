@@ -62,7 +62,8 @@ def read_note(path: Path) -> None:
 
 DAMAGE = (DamagedFileError,)
 WAYS = [
-    Way("1-run/run.json", read_manifest, [json.dumps(MANIFEST).encode()]),
+    # so many shards that nobody may count them
+    Way("1-run/run.json", read_manifest, [json.dumps(MANIFEST).encode(), b'{"shards": 999999999999}']),
     Way(
         "1-run/attempts-000000",
         read_attempts,

@@ -29,9 +29,10 @@ _DAMAGED = "damaged"
 #: What of a run's identity says on which processor or GPU it runs: one kind for the whole run, because another rounds
 #: otherwise.
 _MACHINE = {"instruction_set", "device", "machine", "torch kernels"}
-#: Names of the folders of runs, of the files of finished shards, and of attempts at shards.
+#: Names of the folders of runs, and of the files of shards: finished, tried, and with less memory than planned.
 _RUN = re.compile(r"\d{1,9}-.*")
 _SHARD, _ATTEMPTS = re.compile(r"shard-(\d{6,9})"), re.compile(r"attempts-(\d{6,9})")
+_REVISION = re.compile(r"revision-(\d{6,9})")
 
 
 class OtherRunError(ValueError):
@@ -187,7 +188,7 @@ class Ledger:
 
     def revised(self) -> list[int]:
         """Shards in which memory ran out."""
-        return [shard for shard in range(self.n_shards) if self._revision(shard).exists()]
+        return self._numbers(_REVISION)
 
     def begin(self, shard: int) -> None:
         """Note an attempt at a shard, which may be the last thing that this process does.
