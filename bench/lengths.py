@@ -1,8 +1,9 @@
 """Time and peak memory of one cell's attention rollout by the length of the cell: ours, backward passes, maps.
 
 Model: the shape of Geneformer V1-10M with random weights and positions for the longest cell. Every contender runs the
-whole model and rolls the mean of the cell back to its tokens by one vector a layer. They take turns; each peak is
-measured in a process of its own. Lengths that a result holds already are kept, unless they are named.
+whole model and rolls the mean of the cell back to its tokens by one vector a layer. They take turns; peaks are measured
+in a process for each contender. One thread is timed by the processor's clock, which other programs do not lengthen;
+several by the wall's. Lengths that a result holds already are kept, unless they are named.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ from transformers import AttentionInterface, BertConfig, BertModel
 from transformers.utils import logging
 
 import scfast
-from machine import RESULTS, cores, describe, peak_growth
+from machine import RESULTS, describe, peak_growth, status
 from scfast.observables import Rollout
 
 OURS = "scfast"
 MAPS = "attention maps, held"
 BACKWARD = "backward passes of torch SDPA"
 PLAIN = "torch SDPA forward, no analysis"
-LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
+LENGTHS = (256, 512, 1024, 2048, 4096)
 LONGEST_EXACT = 2048  # longer float64 maps would need more memory than the machine may have
 WARM_UP = 64
 RESIDUAL = 0.5
@@ -127,24 +128,34 @@ def measure(bench: Bench, n_tokens: int, rounds: int) -> dict[str, dict[str, Any
         if exact is not None and scores is not None:
             off = (scores.double() - exact).abs() / exact.max()
             row[name]["error"] = {"max": off.max().item(), "mean": off.mean().item()}
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
-            start = time.perf_counter()
+            start = clock()
             run(ids)
-            times[name].append(time.perf_counter() - start)
+            times[name].append(clock() - start)
     for name, seconds in times.items():
         low, median, high = statistics.quantiles(seconds, n=4) if rounds > 1 else seconds * 3
         row[name] |= {"seconds": median, "quartiles": [low, high], "rounds": rounds}
     return row
 
 
-def add_memory(row: dict[str, dict[str, Any]], n_tokens: int, threads: int) -> None:
-    """Peak memory growth of each contender's call, in a process of its own."""
-    for name in row:
-        command = [sys.executable, __file__, str(n_tokens), "--threads", str(threads), "--peak", name]
+def add_memory(rows: dict[str, dict[str, dict[str, Any]]], lengths: list[int], threads: int) -> None:
+    """Peak memory of each contender's calls, beyond what its process holds before the first of them."""
+    for name in rows[str(lengths[0])]:
+        command = [sys.executable, __file__, *map(str, lengths), "--threads", str(threads), "--peak", name]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        row[name]["peak_bytes"] = int(done.stdout)
+        for n, peak in zip(lengths, done.stdout.split(), strict=True):
+            rows[str(n)][name]["peak_bytes"] = int(peak)
+
+
+def print_peaks(run: Callable[[torch.Tensor], Scores], lengths: list[int]) -> None:
+    run(cell(WARM_UP))  # threads and lazy imports are not the call's memory
+    first = status("VmRSS")
+    for ids in map(cell, lengths):  # what a call leaves behind lies below the peak of a longer one
+        before = status("VmRSS") - first
+        print(before + peak_growth(lambda ids=ids: run(ids)))
 
 
 @torch.no_grad()
@@ -152,7 +163,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("tokens", type=int, nargs="*", default=LENGTHS, help="lengths of cells")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=min(2, cores()))
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
         "--only-memory", action="store_true", help="add peak memory to a result that is there; needs no quiet"
     )
@@ -164,32 +175,22 @@ def main() -> None:
     logging.set_verbosity_error()
     bench = Bench(max(*LENGTHS, *options.tokens))
     if options.peak:
-        run, ids = bench.contenders()[options.peak], cell(options.tokens[0])
-        run(cell(WARM_UP))  # threads and lazy imports are not the call's memory
-        print(peak_growth(lambda: run(ids)))
+        print_peaks(bench.contenders()[options.peak], sorted(options.tokens))
         return
 
     here = describe()
     file = (options.out or RESULTS / here["name"]) / "lengths.json"
     rows = json.loads(file.read_text())["lengths"] if file.exists() else {}
-    for n in options.tokens:
-        if options.only_memory:
-            row = rows[str(n)]
-        else:
-            row = measure(bench, n, options.rounds)
-            if before := rows.get(str(n)):  # a peak stays until it is measured again
-                row = {
-                    name: {"peak_bytes": before[name].get("peak_bytes")} | found
-                    for name, found in row.items()
-                }
-        if not options.no_memory:
-            add_memory(row, n, options.threads)
-        rows[str(n)] = row
+    lengths = sorted(options.tokens)
+    for n in lengths if not options.only_memory else ():
+        before = rows.get(str(n), {})
+        rows[str(n)] = row = measure(bench, n, options.rounds)
         for name, found in row.items():
-            print(
-                f"{n:6d}  {name:34s} {found['seconds']:8.3f} s  {found.get('peak_bytes', 0) / 1e6:9.1f} MB",
-                flush=True,
-            )
+            if peak := before.get(name, {}).get("peak_bytes"):  # stays until it is measured again
+                found["peak_bytes"] = peak
+            print(f"{n:6d}  {name:34s} {found['seconds']:8.3f} s", flush=True)
+    if not options.no_memory:
+        add_memory(rows, lengths, options.threads)
     result = {
         "op": "lengths", "machine": here, "model": "Geneformer V1-10M shape, random weights", "layers": 6, "heads": 4,
         "threads": options.threads, "lengths": {n: rows[n] for n in sorted(rows, key=int)},

@@ -1,6 +1,7 @@
 """How the pages are built: make docs."""
 
 import importlib.metadata
+import os
 
 project = "scfast"
 author = copyright = "The scfast developers"
@@ -44,6 +45,7 @@ nb_execution_mode = "cache"
 nb_execution_timeout = 300
 nb_execution_raise_on_error = True
 nb_merge_streams = True
+os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # of the notebooks' kernels, which draw no bars
 
 
 def setup(app):
