@@ -10,6 +10,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from wording import threads_of
+
 WIDTH, HEIGHT = 880, 400
 TOP, BOTTOM = 84, 320  # of both panels
 PANELS = ((64, 300), (484, 720))  # left and right of each; names of the lines stand to the right
@@ -63,7 +65,7 @@ def figure(result: dict[str, Any]) -> str:
         *panel(PANELS[1], "peak memory beyond the model", tokens, curves["peak_bytes"], size),
         text(
             24, HEIGHT - 16,
-            f"{result['model']}, float32; {machine['cpu'].replace('(R)', '')}, {result['threads']} threads,"
+            f"{result['model']}, float32; {machine['cpu'].replace('(R)', '')}, {threads_of(result)},"
             f" torch {machine['torch'].split('+')[0]}. Both axes are logarithmic.",
             "quiet",
         ),

@@ -16,7 +16,7 @@ from typing import Any
 
 from length_figure import figure
 from summary import BACKWARD, FIGURE, MATERIALISED, OURS, claim, figure_lines, readme_table
-from wording import Results, about, by_case, duration, label, plain_seconds, size, table, worst
+from wording import Results, about, by_case, duration, label, plain_seconds, size, table, threads_of, worst
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
@@ -245,7 +245,7 @@ def lengths_table(result: dict[str, Any]) -> str:
         )
     about = (
         f"{result['model']}, positions for the longest cell; rollout of one cell through {result['layers']} layers of"
-        f" {result['heads']} heads, by one vector a layer; {result['threads']} threads."
+        f" {result['heads']} heads, by one vector a layer; {threads_of(result)}."
     )
     return f"{about}\n\n{table(head, lines)}"
 

@@ -25,6 +25,11 @@ def size(n_bytes: float | None) -> str:
     return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.3g} MB"
 
 
+def threads_of(result: dict[str, Any]) -> str:
+    """How many, and whose clock: see bench/lengths.py."""
+    return "1 thread, processor time" if result["threads"] == 1 else f"{result['threads']} threads"
+
+
 def worst(contender: dict[str, Any]) -> str:
     """Largest error over the outputs; a dash where a contender computes nothing that can be compared."""
     errors = contender.get("errors") or ({"scores": contender["error"]} if contender.get("error") else {})
