@@ -66,7 +66,7 @@ def figure(result: dict[str, Any]) -> str:
         text(
             24, HEIGHT - 16,
             f"{result['model']}, float32; {machine['cpu'].replace('(R)', '')}, {threads_of(result)},"
-            f" torch {machine['torch'].split('+')[0]}. Both axes are logarithmic.",
+            f" torch {machine['torch'].split('+')[0]}.",
             "quiet",
         ),
         "</svg>",
