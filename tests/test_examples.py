@@ -119,6 +119,7 @@ def test_rehearsal_of_perturbation(shared, tmp_path):
     }  # fmt: skip
     assert doubles.loc[doubles["method"] == "sum of single effects", "pearson"].min() > 0.9
     assert set(pd.read_csv(out / "jurkat_scores.csv")["perturbation"]) == {"EGR1", "JUN"}
+    assert pd.read_csv(out / "mcfaline.csv").groupby("line").size().tolist() == [9, 9, 9]
     page = (out / "summary.md").read_text()
     assert "**A rehearsal: too little was trained" in page
     assert "Pearson of change over all input genes, model minus sum of single effects" in page
