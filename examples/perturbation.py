@@ -66,7 +66,7 @@ def command(data: Path, out: Path, seeds: int, threads: int, quick: bool, as_jso
     4. The first two beside a perceptron, the sum of single effects, the mean of training perturbations and no change;
        training runs until the loss of validation cells stops falling.
 
-    Allow fifteen minutes on two threads. Killed? Type the same command again and it continues.
+    Allow half an hour on one thread. Killed? Type the same command again and it continues.
 
     \b
     Examples:
@@ -116,10 +116,10 @@ def command(data: Path, out: Path, seeds: int, threads: int, quick: bool, as_jso
 NORMAN: dict[str, Any] = {
     "perturbation": "condition", "within": ["dataset", "cell_type"], "held_out": "combinations", "share": 1.0,
     "genes": "hvg:60",
-    "epochs": 10,
+    "epochs": 25,
 }  # fmt: skip
 JURKAT: dict[str, Any] = {
-    "perturbation": "target", "within": "stimulation", "genes": "hvg:30", "epochs": 6,
+    "perturbation": "target", "within": "stimulation", "genes": "hvg:30", "epochs": 15,
 }  # fmt: skip
 #: Knocked-out genes that the Jurkat file measures: each seed holds out two, three seeds all.
 MEASURED = (("EGR1", "JUN"), ("EGR3", "NR4A1"), ("JUND", "RELA"))
