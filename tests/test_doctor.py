@@ -39,3 +39,24 @@ def test_a_build_for_gpus_says_what_it_loads_where():
 def test_a_package_that_is_not_there_is_said_to_be_missing(monkeypatch):
     monkeypatch.setattr(doctor, "OPTIONAL", {"no-such-package-here": "nothing"})
     assert doctor.examine()["optional packages"] == {"no-such-package-here (nothing)": None}
+
+
+def test_limits_of_control_groups(tmp_path):
+    assert doctor._limit(tmp_path) == "none"
+    (tmp_path / "memory.max").write_text("max\n")
+    assert doctor._limit(tmp_path) == "none"
+    (tmp_path / "memory.max").write_text(f"{3 * 2**30}\n")
+    assert doctor._limit(tmp_path) == "3.0 GiB"
+    (tmp_path / "memory").mkdir()
+    (tmp_path / "memory" / "memory.limit_in_bytes").write_text(str(2**30))
+    assert doctor._limit(tmp_path) == "1.0 GiB"
+    (tmp_path / "memory" / "memory.limit_in_bytes").write_text(str(2**63 - 4096))  # version 1 without a limit
+    assert doctor._limit(tmp_path) == "3.0 GiB"
+
+
+def test_variables_and_extras_are_named(monkeypatch):
+    monkeypatch.setenv("SCFAST_MADE_UP", "yes")
+    found = doctor.examine()
+    assert found["environment"]["SCFAST_MADE_UP"] == "yes"
+    assert {"extra dask", "extra gpu", "extra networks", "extra scanpy"} <= set(found["environment"])
+    assert all(found["packages"].values())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,19 @@ OPTIONAL = {
     "triton": "attention and cosine similarities on GPUs",
     "scanpy": "datasets.pbmc68k, the demo, tl.compare_de",
     "scikit-learn": "probes",
+    "distributed": "scfast run --dask",
+    "networkx": "scfast grn, pl.grn",
+    "igraph": "tl.gene_programs",
+    "leidenalg": "tl.gene_programs",
+    "pyarrow": "references and networks as .parquet",
 }
+#: Packages whose versions decide what a bug report means.
+PACKAGES = (
+    "scfast", "torch", "numpy", "scipy", "pandas", "anndata", "h5py", "transformers", "safetensors", "matplotlib",
+    "zarr", "click", "jinja2",
+)  # fmt: skip
+#: Variables that change what scfast and torch do.
+VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "PYTHONPATH", "LD_PRELOAD")
 
 
 def examine() -> dict[str, dict[str, Any]]:
@@ -21,21 +34,20 @@ def examine() -> dict[str, dict[str, Any]]:
 
     Returns
     -------
-    Sections ``machine``, ``packages``, ``optional packages``, ``kernels`` and ``backends``, each name ->
-    value. Nothing is timed and nothing is changed.
+    Sections ``machine``, ``packages``, ``optional packages``, ``environment``, ``kernels`` and ``backends``, each name
+    -> value. Nothing is timed and nothing is changed.
 
     Examples
     --------
     >>> from scfast import doctor
     >>> sorted(doctor.examine())
-    ['backends', 'kernels', 'machine', 'optional packages', 'packages']
+    ['backends', 'environment', 'kernels', 'machine', 'optional packages', 'packages']
     """
     return {
         "machine": _machine(),
-        "packages": {
-            name: _version(name) for name in ("scfast", "torch", "numpy", "anndata", "zarr", "transformers")
-        },
+        "packages": {name: _version(name) for name in PACKAGES},
         "optional packages": {f"{name} ({use})": _version(name) for name, use in OPTIONAL.items()},
+        "environment": _environment(),
         "kernels": _kernel_build(),
         "backends": _backends(),
     }
@@ -44,15 +56,19 @@ def examine() -> dict[str, dict[str, Any]]:
 def _machine() -> dict[str, Any]:
     import torch
 
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    gpus = []
+    for i in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(i)
+        gpus.append(f"{torch.cuda.get_device_name(i)}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free")
     return {
         "system": platform.platform(),
         "python": platform.python_version(),
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory": _memory(),
+        "memory available": _available(),
+        "memory limit (cgroup)": _limit(Path("/sys/fs/cgroup")),
         "torch threads": torch.get_num_threads(),
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "not set"),
         "GPUs": gpus,
         "torch's CUDA": torch.version.cuda or "none",
     }
@@ -71,6 +87,66 @@ def _memory() -> str:
     if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
         return "unknown"
     return f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.1f} GiB"
+
+
+def _available() -> str:
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return f"{int(line.split()[1]) / 2**20:.1f} GiB"
+    return "unknown"
+
+
+def _limit(root: Path) -> str:
+    """The smallest limit on memory of this process's control groups, of either version; a container's is the root's."""
+    mine = Path("/proc/self/cgroup")
+    groups = [line.split(":", 2)[1:] for line in mine.read_text().splitlines()] if mine.exists() else []
+    files = [root / "memory.max", root / "memory" / "memory.limit_in_bytes"]
+    for controllers, path in groups:
+        steps = [Path(path.lstrip("/")), *Path(path.lstrip("/")).parents]
+        if not controllers:
+            files += [root / step / "memory.max" for step in steps]
+        elif "memory" in controllers.split(","):
+            files += [root / "memory" / step / "memory.limit_in_bytes" for step in steps]
+    limits = [text for file in files if file.is_file() and (text := file.read_text().strip()).isdecimal()]
+    smallest = min(map(int, limits), default=None)
+    return "none" if smallest is None or smallest >= 2**60 else f"{smallest / 2**30:.1f} GiB"
+
+
+def _environment() -> dict[str, Any]:
+    """Where scfast lies, which extras are there in full, and variables that are set."""
+    import scfast
+
+    names = [*VARIABLES, *sorted(name for name in os.environ if name.startswith("SCFAST_"))]
+    return {
+        "scfast from": str(Path(scfast.__file__).parent),
+        **{
+            f"extra {name}": text
+            for name, text in _extras(importlib.metadata.requires("scfast") or []).items()
+        },
+        **{name: os.environ.get(name, "not set") for name in names},
+    }
+
+
+def _extras(requirements: list[str]) -> dict[str, str]:
+    """Extra -> whether all its packages are here, or which are not, from requirements as metadata have them.
+
+    Examples
+    --------
+    >>> _extras(['numpy>=1.26; extra == "full"', 'no-such-package>=3; extra == "other"'])
+    {'full': 'complete', 'other': 'lacks no-such-package'}
+    """
+    missing: dict[str, list[str]] = {}
+    for requirement in requirements:
+        extra = re.search(r"extra == ['\"]([\w-]+)['\"]", requirement)
+        name = re.match(r"[\w.-]+", requirement)
+        if extra and name and extra[1] not in ("docs", "lint", "test", "fuzz"):
+            absent = missing.setdefault(extra[1], [])
+            absent += [name[0]] * (_version(name[0]) is None)
+    return {
+        extra: f"lacks {', '.join(absent)}" if absent else "complete" for extra, absent in missing.items()
+    }
 
 
 def _version(name: str) -> str | None:

@@ -6,6 +6,7 @@ Commands are modules of :mod:`scfast.cli`, imported when they run.
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import sys
 from typing import Any
@@ -69,13 +70,16 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> Any:
     """Run the command line; user errors end in one line and a code, mostly 1 (SCFAST_DEBUG=1: a traceback)."""
+    given = sys.argv[1:] if arguments is None else arguments
     try:
-        given = sys.argv[1:] if arguments is None else arguments
         return cli.main(args=arguments, prog_name="scfast", standalone_mode=True, obj=list(given))
     except USER_ERRORS as error:
         if os.environ.get("SCFAST_DEBUG") == "1":
             raise
         # A KeyError's own text is quoted.
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        code = getattr(error, "exit_code", 1)
+        if "--json" in given:
+            click.echo(json.dumps({"event": "error", "message": str(message), "exit_code": code}))
         click.echo(f"{click.style('error:', fg='red', bold=True)} {message}", err=True)
-        sys.exit(getattr(error, "exit_code", 1))
+        sys.exit(code)

@@ -16,6 +16,7 @@ from scfast.cli.analyses import ANALYSES
 from scfast.report import collect, content
 from scfast.report.chapters import CHAPTERS, chapter_of
 from scfast.report.page import render
+from scfast.run.scores import classification_scores
 from tests.toy import BACKEND, toy_adata, toy_source
 
 HOSTILE = "</script><img src=x onerror=alert(1)>&\"'{{ 7 * 7 }}"
@@ -251,3 +252,57 @@ def test_a_damaged_record_is_named(text, tmp_path):
     (tmp_path / "about.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(ValueError, match=r"about\.json"):
         scfast.report.provenance.read(tmp_path)
+
+
+def history(**last):
+    return [
+        {"step": step, "train_loss": 3.0 / step, "held_out_loss": 3.2 / step, **last} for step in (1, 2, 3)
+    ]
+
+
+TRAININGS = {
+    "Learning to guess hidden genes": {"unigram_loss": 2.0, "gain": 0.5, "gain_se": 0.1, "history": history()},
+    "Learning to guess the bins of counts": {"baseline": {"loss": 2.0}, "history": history()},
+    "Telling classes apart": {
+        "history": [{"epoch": 1, "train_loss": 1.0}], "cells": {"train": {"a": 9, "b": 9}, "test": {"a": 5, "b": 4}},
+        "groups": None, "test": classification_scores(np.array([[4, 1], [2, 2]]), ("a", "b"), 0), "label": "type",
+    },
+    "Predicting perturbations": {
+        "history": [{"epoch": 1, "train_loss": 1.0}],
+        "scores": [
+            {"perturbation": name, "context": "c", "method": method, "seed": 0, "pearson": 0.5, "pearson_change": 0.4,
+             "pearson_top": 0.3, "pearson_change_top": 0.2}
+            for name in ("A", "B") for method in ("model", "no change")
+        ],
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("title", TRAININGS)
+def test_a_training_has_its_page(title, tmp_path):
+    settings = {"classes": ["a", "b"], "seed": 0, "lr": 0.001}
+    log = {"settings": settings, "seconds": 12.0, "finished": True, **TRAININGS[title]}
+    (tmp_path / "training_log.json").write_text(json.dumps(log))
+    path, failures = scfast.report.write(tmp_path)
+    assert failures == []
+    page = path.read_text()
+    assert title in page
+    assert page.count("<figure>") == 1
+    assert "has not finished" not in page
+    assert 'data-table="training-history"' in page
+    for table in {"gain", "test", "classes", "methods"} & {
+        "Learning to guess hidden genes": {"gain"}, "Telling classes apart": {"test", "classes"},
+        "Predicting perturbations": {"methods"},
+    }.get(title, set()):  # fmt: skip
+        assert f'data-table="training-{table}"' in page
+
+
+def test_a_training_beside_cells_is_a_section_of_their_page(scored, tmp_path):
+    scfast.io.write_h5ad(scored, tmp_path / "cells.h5ad")
+    (tmp_path / "model").mkdir()
+    log = {"settings": {}, "seconds": 1.0, "finished": False, "baseline": {"loss": 2.0}, "history": history()}
+    (tmp_path / "model" / "training_log.json").write_text(json.dumps(log))
+    page = scfast.report.write(tmp_path)[0].read_text()
+    assert "Attention rollout" in page
+    assert "Learning to guess the bins of counts" in page
+    assert "This training has not finished" in page

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -37,10 +39,29 @@ class Console:
     def event(self, name: str, text: str | None = None, **fields: Any) -> None:
         """One step: ``text`` for people (nothing when None), the fields for programs."""
         if self.json:
-            seconds = round(self.elapsed, 3)
-            click.echo(json.dumps({"event": name, "seconds": seconds, **fields}, default=str))
+            click.echo(json.dumps(plain({"event": name, "seconds": round(self.elapsed, 3), **fields})))
         elif text is not None:
             click.echo(text)
+
+    def training(self, entry: Mapping[str, Any], line: str) -> None:
+        """An entry of a training log: its ``line``, how fast it goes, and the time left where its end is known."""
+        told, left = "", None
+        if (steps := entry.get("step", 0)) and entry.get("seconds"):
+            rate = steps / entry["seconds"]
+            told = f"   {rate:.3g} steps/s"
+            if entry.get("steps"):
+                left = (entry["steps"] - steps) / rate
+                told += f", {left / 60:.0f} min left" if left >= 100 else f", {left:.0f} s left"
+        self.event("progress", f"  {line}{told}", training=entry, seconds_left=left)
+
+    def dry_run(self, command: str, facts: Mapping[str, Any], files: Sequence[Path]) -> None:
+        """What ``command`` would do and write; None among the facts is left out."""
+        told = {name: value for name, value in facts.items() if value is not None}
+        self.title("Dry run")
+        self.fields({name: f"{value:,}" if isinstance(value, int) else value for name, value in told.items()})
+        self.title("Would be written")
+        self.fields({file.name: str(file) for file in files})
+        self.event("plan", command=command, dry_run=True, **told, files=files)
 
     def title(self, text: str) -> None:
         """A heading."""
@@ -76,6 +97,33 @@ class Console:
         click.echo(click.style(line(header), bold=True))
         for row in cells:
             click.echo(line(row))
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it: what is not finite is null, numbers of numpy are numbers, anything else its text.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> plain({"cells": np.int64(3), "p": float("nan"), "file": Path("a.csv")})
+    {'cells': 3, 'p': None, 'file': 'a.csv'}
+    """
+    if isinstance(value, Mapping):
+        return {str(name): plain(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(part) for part in value]
+    if hasattr(value, "tolist"):  # arrays and numbers of numpy
+        return plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, (bool, int, str)) else str(value)
+
+
+def dry_run_option(function: Any) -> Any:
+    """The flag ``--dry-run``."""
+    return click.option(
+        "--dry-run", is_flag=True, help="Check everything, say what would be done and written, and stop."
+    )(function)
 
 
 def json_option(function: Any) -> Any:

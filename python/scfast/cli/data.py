@@ -9,6 +9,24 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
+def scored_groups(adata: AnnData, key: str, groupby: str | None) -> int:
+    """How many groups scores are compared in.
+
+    Raises
+    ------
+    KeyError
+        When there are no such scores, or no such column.
+    """
+    if "groups" not in adata.uns.get(key, {}):
+        there = ", ".join(map(str, adata.uns)) or "nothing"
+        raise KeyError(f"--key {key} names no scores; there are results named {there}: run scfast run first")
+    if groupby is None:
+        return len(adata.uns[key]["groups"])
+    if groupby not in adata.obs:
+        raise KeyError(f"--groupby {groupby} is no column of obs; there are {', '.join(adata.obs.columns)}")
+    return int(adata.obs[groupby].nunique())
+
+
 def load(
     data: Path, *, stream: bool = False, counts_layer: str | None = None, where: str | None = None
 ) -> AnnData:

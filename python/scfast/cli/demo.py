@@ -8,12 +8,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from scfast.cli.console import Console, json_option
+from scfast.cli.console import Console, dry_run_option, json_option
 from scfast.cli.report import attach
 
 if TYPE_CHECKING:
     from scfast.demo import Findings
 
+#: What is written.
+FILES = (
+    "model", "pbmc68k.h5ad", "genes.csv", "cell_types.csv", "markers.csv", "top_genes.png", "marker_ranks.png",
+    "training.png", "about.json", "report.html",
+)  # fmt: skip
 NEXT_STEPS = """\
   scfast pretrain cells.h5ad -o my_model                  # raw counts in X, or --counts-layer
   scfast run cells.h5ad --model geneformer:my_model --groupby cell_type -o results
@@ -38,8 +43,9 @@ NEXT_STEPS = """\
 )
 @click.option("--steps", type=int, help="Train for fewer steps: a rehearsal, not a trained model.")
 @click.option("--restart", is_flag=True, help="Train again, also when the folder holds a trained model.")
+@dry_run_option
 @json_option
-def command(out: Path, steps: int | None, restart: bool, as_json: bool | None) -> None:
+def command(out: Path, steps: int | None, restart: bool, dry_run: bool, as_json: bool | None) -> None:
     """Real blood cells, from counts to the genes a transformer attends to, in about two minutes.
 
     Takes 700 blood cells that come with scanpy, trains a small Geneformer on them, rolls its attention back
@@ -49,13 +55,21 @@ def command(out: Path, steps: int | None, restart: bool, as_json: bool | None) -
     Examples:
       scfast demo
       scfast demo -o somewhere
+      scfast demo --dry-run
     """  # noqa: D301
     from scfast import datasets, demo, tl
+    from scfast.cli.rehearsed import maybe_rehearsal
     from scfast.tl.pretrain import progress_line
 
     console = Console(bool(as_json))  # a demonstration is read by people, in a log too
     started = time.perf_counter()
     adata = datasets.pbmc68k()
+    if dry_run:
+        with maybe_rehearsal(True) as planned:
+            tl.pretrain(adata, out / "model", steps=steps, resume=not restart)
+        facts = {"cells": adata.n_obs, "genes": adata.n_vars, "cell types": adata.obs["cell_type"].nunique()}
+        console.dry_run("demo", {**facts, "steps": planned["steps"]}, [out / name for name in FILES])
+        return
     residual = adata.uns["counts"]["max_residual"]
     console.title("1  Cells")
     console.event(
@@ -73,7 +87,7 @@ def command(out: Path, steps: int | None, restart: bool, as_json: bool | None) -
         out / "model",
         steps=steps,
         resume=not restart,
-        progress=lambda entry: console.event("progress", "  " + progress_line(entry), training=entry),
+        progress=lambda entry: console.training(entry, progress_line(entry)),
     )
     last = log["history"][-1]
     gain, side = log["gain"], "under" if log["gain"] > 0 else "OVER"
@@ -104,7 +118,7 @@ def command(out: Path, steps: int | None, restart: bool, as_json: bool | None) -
     if not console.json:
         click.echo(NEXT_STEPS.format(model=str(out / "model")))
         click.echo(f"\n  {time.perf_counter() - started:.0f} s in all")
-    files = {what: str(file) for what, file in found.files.items()}
+    files = list(found.files.values())
     console.event("done", files=files, total_seconds=time.perf_counter() - started)
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import click
 
-from scfast.cli.console import Console, json_option
+from scfast.cli.console import Console, dry_run_option, json_option
 
 
 @click.command("finetune")
@@ -58,6 +58,7 @@ from scfast.cli.console import Console, json_option
 @click.option(
     "--restart", is_flag=True, help="Start again where a run was killed or finished, instead of resuming."
 )
+@dry_run_option
 @json_option
 def command(
     data: Path,
@@ -80,6 +81,7 @@ def command(
     counts_layer: str | None,
     seed: int,
     restart: bool,
+    dry_run: bool,
     as_json: bool | None,
 ) -> None:
     """Train a Geneformer to tell classes of the cells of DATA apart, and test it on cells it never saw.
@@ -99,6 +101,7 @@ def command(
     """  # noqa: D301
     from scfast import pl, tl
     from scfast.cli.data import load
+    from scfast.cli.rehearsed import TABLES, maybe_rehearsal, show_rehearsal
     from scfast.tl.finetune import progress_line
 
     console = Console(as_json)
@@ -115,29 +118,36 @@ def command(
         label=label,
         output=folder,
     )
-    log = tl.finetune(
-        adata,
-        folder,
-        model=model,
-        label=label,
-        where=where,
-        recode=values,
-        group=group,
-        test=test,
-        test_groups=list(test_groups) or None,
-        validation=validation,
-        validate_within=validate_within,
-        freeze=what,
-        class_weights=None if class_weights == "none" else class_weights,
-        epochs=epochs,
-        patience=patience,
-        batch_tokens=batch_tokens,
-        lr=lr,
-        counts_layer=counts_layer,
-        seed=seed,
-        resume=not restart,
-        progress=lambda entry: console.event("progress", "  " + progress_line(entry), **{"training": entry}),
-    )
+    with maybe_rehearsal(dry_run) as planned:
+        log = tl.finetune(
+            adata,
+            folder,
+            model=model,
+            label=label,
+            where=where,
+            recode=values,
+            group=group,
+            test=test,
+            test_groups=list(test_groups) or None,
+            validation=validation,
+            validate_within=validate_within,
+            freeze=what,
+            class_weights=None if class_weights == "none" else class_weights,
+            epochs=epochs,
+            patience=patience,
+            batch_tokens=batch_tokens,
+            lr=lr,
+            counts_layer=counts_layer,
+            seed=seed,
+            resume=not restart,
+            progress=lambda entry: console.training(entry, progress_line(entry)),
+        )
+    if dry_run:
+        facts = {"cells": adata.n_obs, "genes": adata.n_vars, "label": label}
+        show_rehearsal(
+            console, "finetune", planned, facts, folder, (*TABLES, "predictions.csv", "confusion.png")
+        )
+        return
     pl.confusion(log, show=False, save=folder / "confusion.png")
     _show(console, log, folder)
 
@@ -216,6 +226,7 @@ def _show(console: Console, log: dict[str, Any], folder: Path) -> None:
         test=test,
         epoch=log["best"]["epoch"],
         output=folder,
+        files=sorted(folder.iterdir()),
     )
 
 

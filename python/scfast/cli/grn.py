@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from scfast.cli.console import Console, json_option
-from scfast.cli.parsing import parse_names
+from scfast.cli.console import Console, dry_run_option, json_option
+from scfast.cli.parsing import parse_model, parse_names
+from scfast.cli.report import attach, page_option
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 #: Edges printed.
 SHOWN = 10
@@ -43,6 +48,8 @@ SHOWN = 10
     "--keep-blocks", is_flag=True, help="Keep sums of every block: grn-score then gives intervals over cells."
 )
 @click.option("--memory", help="What the run may use, such as 2GB.")
+@page_option
+@dry_run_option
 @json_option
 def command(
     data: Path,
@@ -60,6 +67,8 @@ def command(
     replicate_key: str | None,
     keep_blocks: bool,
     memory: str | None,
+    page: bool,
+    dry_run: bool,
     as_json: bool | None,
 ) -> None:
     """Mean attention between genes, exactly: which gene reads from which, in every group of cells.
@@ -71,6 +80,7 @@ def command(
     Examples:
       scfast grn cells.h5ad --model bioformers:my_model -o networks
       scfast grn cells.h5ad --model geneformer:v2 --groupby cell_type --sources factors.txt --keep-blocks -o networks
+      scfast grn cells.h5ad --model bioformers:my_model -o networks --dry-run
       scfast grn cells.h5ad --model bioformers:my_model --groupby condition --compare ctrl,stim -o networks
     """  # noqa: D301
     from scfast import io, pl, tl
@@ -86,10 +96,14 @@ def command(
     except ValueError:
         raise click.BadParameter(f"{layers!r} are no numbers, such as 0,1", param_hint="--layers") from None
     adata = io.read(data)
+    facts = {"data": f"{data}: {adata.n_obs:,} cells x {adata.n_vars:,} genes", "model": model}
+    if dry_run:
+        _plan(console, adata, facts, model, groupby, parse_names(genes), pair, out)
+        return
     tl.grn(
         adata, model, groupby=groupby, compare=pair, genes=parse_names(genes), sources=parse_names(sources),  # type: ignore[arg-type]
         gene_symbols=gene_symbols, layers=chosen, convention=convention, min_cells=min_cells, top=top,  # type: ignore[arg-type]
-        replicate_key=replicate_key, keep_blocks=keep_blocks, memory=memory,
+        replicate_key=replicate_key, keep_blocks=keep_blocks, memory=memory, progress=console.interactive,
     )  # fmt: skip
     results = adata.uns["grn"]
     files = [io.write_h5ad(adata, out / "cells.h5ad")]
@@ -104,6 +118,7 @@ def command(
         )
     files.append(out / "grn.png")
     pl.grn(adata, network=shown, gene_symbols=gene_symbols, show=False, save=files[-1])
+    files += attach(out, console, console.elapsed, facts=facts, page=page)
 
     edges = results["networks"].reset_index()
     console.title("Networks")
@@ -120,4 +135,38 @@ def command(
     console.note(str(results["params"]["model_verdict"]))
     console.title("Written")
     console.fields({file.name: str(file) for file in files})
-    console.event("done", output=out, verdict=results["params"]["model_verdict"])
+    console.event("done", files=files, verdict=results["params"]["model_verdict"])
+
+
+def _plan(
+    console: Console,
+    adata: AnnData,
+    facts: dict[str, str],
+    model: str,
+    groupby: str | None,
+    genes: list[str] | None,
+    compared: tuple[str, ...] | None,
+    out: Path,
+) -> None:
+    """What would be computed and written; the model is loaded, and groups are looked up."""
+    from scfast import models
+
+    source = models.load(*parse_model("--model", model))
+    if groupby is not None and groupby not in adata.obs:
+        raise KeyError(f"--groupby {groupby} is no column of obs; there are {', '.join(adata.obs.columns)}")
+    if missing := set(compared or ()) - set(adata.obs[groupby].astype(str) if groupby else ()):
+        raise ValueError(
+            f"--compare names {', '.join(sorted(missing))}, which is no group of --groupby {groupby}"
+        )
+    changes = ["grn_changes.csv", "grn_change.graphml"] if compared else []
+    names = ["cells.h5ad", "grn_networks.csv", "grn_strength.csv", "grn.graphml", *changes, "grn.png"]
+    what = {
+        "layers": source.n_layers,
+        "heads": source.n_heads,
+        "genes": f"{len(genes):,} named"
+        if genes
+        else source.gene_report(adata.var) or "as the tokeniser says",
+        "networks": 1 + (int(adata.obs[groupby].nunique()) if groupby else 0),
+        "compared": None if compared is None else " and ".join(compared),
+    }
+    console.dry_run("grn", {**facts, **what}, [out / name for name in names])

@@ -6,7 +6,11 @@ from pathlib import Path
 
 import click
 
-from scfast.cli.console import Console, json_option
+from scfast.cli.console import Console, dry_run_option, json_option
+from scfast.cli.report import attach, page_option
+
+#: Tables that are written.
+TABLES = ("table", "differences", "curves")
 
 
 @click.command("grn-score")
@@ -30,6 +34,8 @@ from scfast.cli.console import Console, json_option
     help="Ties by their expected number, or as BEELINE counts them.",
 )
 @click.option("--null", "n_null", default=100, show_default=True, help="References of the same degrees.")
+@page_option
+@dry_run_option
 @json_option
 def command(
     data: Path,
@@ -39,6 +45,8 @@ def command(
     gene_symbols: str | None,
     convention: str,
     n_null: int,
+    page: bool,
+    dry_run: bool,
     as_json: bool | None,
 ) -> None:
     """Judge gene networks by known targets, beside what any network must beat.
@@ -51,21 +59,34 @@ def command(
     Examples:
       scfast grn-score networks/cells.h5ad --reference collectri.csv.gz --gene-symbols symbol -o score
       scfast grn-score networks/cells.h5ad --reference trrust_rawdata.human.tsv -o score
+      scfast grn-score networks/cells.h5ad --reference collectri.csv.gz -o score --dry-run
       scfast grn-score cells.h5ad --key genie3 --reference STAT1.5.tsv --convention beeline -o score
     """  # noqa: D301
     from scfast import io, pl, tl
 
     console = Console(as_json)
     adata = io.read(data)
+    facts = {"data": f"{data}: {adata.n_obs:,} cells x {adata.n_vars:,} genes", "reference": str(reference)}
+    if dry_run:
+        if key not in adata.varp:
+            there = ", ".join(adata.varp) or "nothing"
+            raise KeyError(f"--key {key} is no network: varp holds {there}; run scfast grn first")
+        names = ("cells.h5ad", *(f"grn_score_{name}.csv" for name in TABLES), "grn_score.png")
+        edges = {
+            "edges of the reference": len(io.read_network(reference)),
+            "references of the same degrees": n_null,
+        }
+        console.dry_run("grn-score", facts | edges, [out / name for name in names])
+        return
     tl.grn_score(adata, reference, key=key, gene_symbols=gene_symbols, convention=convention, n_null=n_null)  # type: ignore[arg-type]
     results = adata.uns["grn_score"]
-    out.mkdir(parents=True, exist_ok=True)
-    files = []
-    for name in ("table", "differences", "curves"):
+    files = [io.write_h5ad(adata, out / "cells.h5ad")]
+    for name in TABLES:
         files.append(out / f"grn_score_{name}.csv")
         results[name].to_csv(files[-1], index=False, float_format="%.6g")
     files.append(out / "grn_score.png")
     pl.grn_score(adata, show=False, save=files[-1])
+    files += attach(out, console, console.elapsed, facts=facts, page=page)
 
     params = results["params"]
     console.title("Reference")
@@ -88,4 +109,4 @@ def command(
         console.note(str(sentence))
     console.title("Written")
     console.fields({file.name: str(file) for file in files})
-    console.event("done", output=out, verdict=list(map(str, results["verdict"])))
+    console.event("done", files=files, verdict=list(map(str, results["verdict"])))

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from scfast.cli.console import Console, json_option
+from scfast.cli.console import Console, dry_run_option, json_option
 
 
 @click.command("perturbation")
@@ -41,6 +41,7 @@ from scfast.cli.console import Console, json_option
 @click.option(
     "--restart", is_flag=True, help="Start again where a run was killed or finished, instead of resuming."
 )
+@dry_run_option
 @json_option
 def command(
     data: Path,
@@ -60,6 +61,7 @@ def command(
     lr: float | None,
     seed: int,
     restart: bool,
+    dry_run: bool,
     as_json: bool | None,
 ) -> None:
     """Train a BioFormers on DATA (raw counts) to predict perturbations that it never sees, and score it.
@@ -75,6 +77,7 @@ def command(
     """  # noqa: D301
     from scfast import tl
     from scfast.cli.data import load
+    from scfast.cli.rehearsed import maybe_rehearsal, show_rehearsal
     from scfast.run.perturbed_cells import SPLITS
     from scfast.tl.train_perturbation import progress_line
 
@@ -85,13 +88,18 @@ def command(
         f"Training {preset} on {adata.n_obs:,} cells of {data}, perturbations in {perturbation}, into {folder}",
         command="train perturbation", cells=adata.n_obs, perturbation=perturbation, preset=preset, output=folder,
     )  # fmt: skip
-    log = tl.train_perturbation(
-        adata, folder, perturbation=perturbation, control=control, within=within, separator=separator,
-        held_out=held_out if held_out in SPLITS else [name.strip() for name in held_out.split(",")], share=share,
-        genes=genes, preset=preset, counts_layer=counts_layer, epochs=epochs, patience=patience,
-        batch_tokens=batch_tokens, lr=lr, seed=seed, resume=not restart,
-        progress=lambda entry: console.event("progress", "  " + progress_line(entry), **{"training": entry}),
-    )  # fmt: skip
+    with maybe_rehearsal(dry_run) as planned:
+        log = tl.train_perturbation(
+            adata, folder, perturbation=perturbation, control=control, within=within, separator=separator,
+            held_out=held_out if held_out in SPLITS else [name.strip() for name in held_out.split(",")], share=share,
+            genes=genes, preset=preset, counts_layer=counts_layer, epochs=epochs, patience=patience,
+            batch_tokens=batch_tokens, lr=lr, seed=seed, resume=not restart,
+            progress=lambda entry: console.training(entry, progress_line(entry)),
+        )  # fmt: skip
+    if dry_run:
+        facts = {"cells": adata.n_obs, "genes": genes, "perturbations in": perturbation}
+        show_rehearsal(console, "train perturbation", planned, facts, folder)
+        return
     summary = tl.perturbation_summary(log)
     wide = summary.pivot_table(index="method", columns="metric", values="mean", sort=False, dropna=False)
     console.title(f"Pearson correlations over {len(log['settings']['held_out'])} perturbations held out")
@@ -105,5 +113,10 @@ def command(
         for method, row in wide.to_dict("index").items()
     }
     console.event(
-        "done", f"Written: {folder}", scores=scores, steps=log["history"][-1]["step"], output=folder
+        "done",
+        f"Written: {folder}",
+        scores=scores,
+        steps=log["history"][-1]["step"],
+        output=folder,
+        files=sorted(folder.iterdir()),
     )

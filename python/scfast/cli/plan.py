@@ -8,7 +8,8 @@ import click
 
 from scfast.cli.console import Console, json_option
 from scfast.cli.planned import show_plan
-from scfast.cli.request import Request, page_option, request_options
+from scfast.cli.report import page_option
+from scfast.cli.request import Request, request_options
 
 
 @click.command("plan")

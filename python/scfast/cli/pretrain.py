@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from scfast.cli.console import Console, json_option
+from scfast.cli.console import Console, dry_run_option, json_option
 
 
 @click.command("pretrain")
@@ -39,6 +39,7 @@ from scfast.cli.console import Console, json_option
 @click.option(
     "--restart", is_flag=True, help="Start again where a run was killed or finished, instead of resuming."
 )
+@dry_run_option
 @json_option
 def command(
     data: Path,
@@ -57,6 +58,7 @@ def command(
     held_out: float,
     seed: int,
     restart: bool,
+    dry_run: bool,
     as_json: bool | None,
 ) -> None:
     """Train a Geneformer on DATA (.h5ad or .zarr, raw counts, or the word pbmc68k) by guessing hidden genes.
@@ -69,10 +71,12 @@ def command(
       scfast pretrain cells.h5ad -o my_model
       scfast pretrain cells.h5ad -o my_model --preset v1-10m --gene-ids ensembl_id
       scfast pretrain cells.h5ad -o my_model --counts-layer counts --steps 2000
+      scfast pretrain cells.h5ad -o my_model --dry-run
       scfast pretrain pbmc68k -o pbmc_model        700 blood cells that come with scanpy
     """  # noqa: D301
     from scfast import io, tl
     from scfast.cli.data import load
+    from scfast.cli.rehearsed import TABLES, maybe_rehearsal, show_rehearsal
     from scfast.tl.pretrain import progress_line
 
     console = Console(as_json)
@@ -88,25 +92,18 @@ def command(
         preset=preset,
         output=folder,
     )
-    log = tl.pretrain(
-        adata,
-        folder,
-        preset=preset,
-        vocabulary=genes,
-        medians=table,
-        gene_ids=gene_ids,
-        counts_layer=counts_layer,
-        mask=mask,
-        steps=steps,
-        epochs=epochs,
-        batch_tokens=batch_tokens,
-        lr=lr,
-        count_noise=count_noise,
-        seed=seed,
-        held_out=held_out,
-        resume=not restart,
-        progress=lambda entry: console.event("progress", "  " + progress_line(entry), **{"training": entry}),
-    )
+    with maybe_rehearsal(dry_run) as planned:
+        log = tl.pretrain(
+            adata, folder, preset=preset, vocabulary=genes, medians=table, gene_ids=gene_ids,
+            counts_layer=counts_layer, mask=mask, steps=steps, epochs=epochs, batch_tokens=batch_tokens, lr=lr,
+            count_noise=count_noise, seed=seed, held_out=held_out, resume=not restart,
+            progress=lambda entry: console.training(entry, progress_line(entry)),
+        )  # fmt: skip
+    if dry_run:
+        show_rehearsal(
+            console, "pretrain", planned, {"cells": adata.n_obs, "genes": adata.n_vars}, folder, TABLES
+        )
+        return
     last = log["history"][-1]
     console.event(
         "done",
@@ -117,4 +114,5 @@ def command(
         unigram_loss=log["unigram_loss"],
         steps=last["step"],
         output=folder,
+        files=sorted(folder.iterdir()),
     )

@@ -7,10 +7,14 @@ from typing import Any
 
 import click
 
-from scfast.cli.console import Console, json_option
+from scfast.cli.console import Console, dry_run_option, json_option
+from scfast.cli.data import scored_groups
+from scfast.cli.report import attach, page_option
 
 #: Clusters printed per model and group.
 SHOWN = 3
+#: Tables that are written.
+TABLES = ("table", "groups")
 
 
 @click.command("prevalence")
@@ -35,6 +39,8 @@ SHOWN = 3
 @click.option("--n-bootstrap", default=1000, show_default=True, help="Samples for the intervals.")
 @click.option("--n-permutations", default=1000, show_default=True, help="Permutations for the null.")
 @click.option("--seed", default=0, show_default=True, help="Of both.")
+@page_option
+@dry_run_option
 @json_option
 def command(
     data: Path,
@@ -42,6 +48,8 @@ def command(
     column: str | None,
     out: Path,
     keys: tuple[str, ...],
+    page: bool,
+    dry_run: bool,
     as_json: bool | None,
     **options: Any,
 ) -> None:
@@ -53,20 +61,32 @@ def command(
     Examples:
       scfast prevalence results/cells.h5ad --clusters proteinatlas.tsv --column "Tissue expression cluster" -o shares
       scfast prevalence results/cells.h5ad --clusters programs.csv --gene-symbols symbol -o shares
+      scfast prevalence results/cells.h5ad --clusters programs.csv -o shares --dry-run
       scfast prevalence results/cells.h5ad --clusters programs.csv --key v1 --key v2 --replicate-key donor -o shares
     """  # noqa: D301
     from scfast import io, pl, tl
 
     console = Console(as_json)
     adata = io.read(data)
-    tl.prevalence(adata, io.read_clusters(clusters, column), keys=list(keys), **options)
+    programs = io.read_clusters(clusters, column)
+    facts = {"data": f"{data}: {adata.n_obs:,} cells x {adata.n_vars:,} genes", "clusters": str(clusters)}
+    if dry_run:
+        groups = max(scored_groups(adata, key, options["groupby"]) for key in keys)
+        planned = [
+            out / name for name in ("cells.h5ad", *(f"prevalence_{x}.csv" for x in TABLES), "prevalence.png")
+        ]
+        found = {"genes in clusters": len(programs), "scores": ", ".join(keys), "groups": groups}
+        console.dry_run("prevalence", facts | found, planned)
+        return
+    tl.prevalence(adata, programs, keys=list(keys), **options)
     results = adata.uns["prevalence"]
     files = [io.write_h5ad(adata, out / "cells.h5ad")]
-    for name in ("table", "groups"):
+    for name in TABLES:
         files.append(out / f"prevalence_{name}.csv")
         results[name].to_csv(files[-1], index=False, float_format="%.6g")
     files.append(out / "prevalence.png")
     pl.prevalence(adata, show=False, save=files[-1])
+    files += attach(out, console, console.elapsed, facts=facts, page=page)
 
     rows = []
     for (model, group), part in results["table"].groupby(["model", "group"], observed=True, sort=False):

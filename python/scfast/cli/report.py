@@ -9,6 +9,15 @@ import click
 
 from scfast.cli.console import Console, json_option
 
+#: Of a command that writes results, and of one that is told the same.
+page_option = click.option(
+    "--report/--no-report",
+    "page",
+    default=True,
+    envvar="SCFAST_REPORT",
+    help="Also write report.html.  [default: yes]",
+)
+
 
 @click.command("report")
 @click.argument("results", type=click.Path(path_type=Path))
@@ -19,7 +28,7 @@ from scfast.cli.console import Console, json_option
 @click.option("--title", help="Its heading.")
 @json_option
 def command(results: Path, out: Path | None, title: str | None, as_json: bool | None) -> None:
-    """One HTML page from RESULTS: the folder of a run or the demo, or an .h5ad with results of any tools.
+    """One HTML page from RESULTS: the folder of a run, a training or the demo, or an .h5ad with results of any tools.
 
     For each analysis: the figure, its numbers with their errors and with what they must beat, in tables that can be
     sorted, searched and downloaded; a section for each group; the command, versions, warnings. The page is one file
@@ -28,6 +37,7 @@ def command(results: Path, out: Path | None, title: str | None, as_json: bool | 
     \b
     Examples:
       scfast report results
+      scfast report my_model                       a trained or fine-tuned model: losses, scores, baselines
       scfast report cells_with_results.h5ad -o figures/report.html --title "PBMC, 8 donors"
     """  # noqa: D301
     from scfast import report
@@ -37,7 +47,7 @@ def command(results: Path, out: Path | None, title: str | None, as_json: bool | 
     for failure in failures:
         console.event("figure failed", f"  not drawn: {failure}", message=failure)
     size = path.stat().st_size
-    console.event("done", f"{path}  ({size / 1e6:.1f} MB)", file=str(path), bytes=size)
+    console.event("done", f"{path}  ({size / 1e6:.1f} MB)", file=path, bytes=size, files=[path])
 
 
 def attach(

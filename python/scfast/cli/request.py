@@ -240,16 +240,6 @@ def request_options(function: Any) -> Any:
     return function
 
 
-#: Of a command that writes results, and of one that is told the same.
-page_option = click.option(
-    "--report/--no-report",
-    "page",
-    default=True,
-    envvar="SCFAST_REPORT",
-    help="Also write report.html.  [default: yes]",
-)
-
-
 def _called(wanted: list[tuple[str, str]]) -> list[str]:
     """A name for each model: that of its folder, numbered where several have one name."""
     names = [Path(folder).resolve().name for _, folder in wanted]

@@ -10,8 +10,8 @@ from scfast.cli.analyses import ANALYSES, write
 from scfast.cli.console import Console, json_option
 from scfast.cli.keeping import ROWS_LEFT_OUT
 from scfast.cli.planned import show_plan
-from scfast.cli.report import attach
-from scfast.cli.request import Request, page_option, request_options
+from scfast.cli.report import attach, page_option
+from scfast.cli.request import Request, request_options
 
 
 @click.command("run")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from scfast.cli.console import Console, json_option
+from scfast.cli.console import Console, dry_run_option, json_option
 from scfast.cli.perturbation import command as perturbation
 
 
@@ -58,6 +58,7 @@ def command() -> None:
 @click.option(
     "--restart", is_flag=True, help="Start again where a run was killed or finished, instead of resuming."
 )
+@dry_run_option
 @json_option
 def bioformers(
     data: Path,
@@ -84,6 +85,7 @@ def bioformers(
     device: str | None,
     seed: int,
     restart: bool,
+    dry_run: bool,
     as_json: bool | None,
 ) -> None:
     """Train a BioFormers on DATA (.h5ad or .zarr, raw counts, or the word pbmc68k) by guessing the bins of counts.
@@ -95,10 +97,12 @@ def bioformers(
     Examples:
       scfast train bioformers cells.h5ad -o my_model
       scfast train bioformers cells.h5ad -o my_model --preset paper --genes hvg:2000 --binning segment
+      scfast train bioformers cells.h5ad -o my_model --dry-run
       scfast train bioformers pbmc68k -o blood --genes all --epochs 20
     """  # noqa: D301
     from scfast import tl
     from scfast.cli.data import load
+    from scfast.cli.rehearsed import maybe_rehearsal, show_rehearsal
     from scfast.tl.train_bioformers import progress_line
 
     console = Console(as_json)
@@ -112,33 +116,18 @@ def bioformers(
         preset=preset,
         output=folder,
     )
-    log = tl.train_bioformers(
-        adata,
-        folder,
-        preset=preset,
-        genes=genes,
-        binning=binning,
-        n_bins=n_bins,
-        normalise=not raw,
-        architecture="decoder" if decoder else "encoder",
-        value_embedding=value_embedding,
-        counts_layer=counts_layer,
-        mask=mask,
-        nonzero=nonzero,
-        steps=steps,
-        epochs=epochs,
-        batch_tokens=batch_tokens,
-        accumulate=accumulate,
-        lr=lr,
-        warmup=warmup,
-        seed=seed,
-        held_out=held_out,
-        patience=patience,
-        precision=precision,
-        device=device,
-        resume=not restart,
-        progress=lambda entry: console.event("progress", "  " + progress_line(entry), **{"training": entry}),
-    )
+    with maybe_rehearsal(dry_run) as planned:
+        log = tl.train_bioformers(
+            adata, folder, preset=preset, genes=genes, binning=binning, n_bins=n_bins, normalise=not raw,
+            architecture="decoder" if decoder else "encoder", value_embedding=value_embedding,
+            counts_layer=counts_layer, mask=mask, nonzero=nonzero, steps=steps, epochs=epochs,
+            batch_tokens=batch_tokens, accumulate=accumulate, lr=lr, warmup=warmup, seed=seed, held_out=held_out,
+            patience=patience, precision=precision, device=device, resume=not restart,
+            progress=lambda entry: console.training(entry, progress_line(entry)),
+        )  # fmt: skip
+    if dry_run:
+        show_rehearsal(console, "train bioformers", planned, {"cells": adata.n_obs, "genes": genes}, folder)
+        return
     last, baseline = log.get("best", log["history"][-1]), log["baseline"]
     exact, without = last.get("held_out_sensitivity", math.nan), baseline.get("sensitivity", math.nan)
     console.event(
@@ -150,6 +139,7 @@ def bioformers(
         baseline_loss=baseline["loss"],
         steps=last["step"],
         output=folder,
+        files=sorted(folder.iterdir()),
     )
 
 

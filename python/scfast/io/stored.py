@@ -228,10 +228,7 @@ def convert(source: str | Path, target: str | Path) -> Path:
     from scfast.io.anndata_files import read
 
     target = Path(target)
-    if not target.name.endswith(".zarr"):
-        raise ValueError(f"{target} must end in .zarr")
-    if target.exists():
-        raise FileExistsError(f"{target} is there already: give another name, or remove it")
+    check_target(target)
     adata = read(source)
     adata.X = sparse.csr_matrix(adata.X)
     for name, layer in adata.layers.items():
@@ -241,6 +238,14 @@ def convert(source: str | Path, target: str | Path) -> Path:
     _write_sharded(adata, part)
     part.rename(target)
     return target
+
+
+def check_target(target: Path) -> None:
+    """Raise what :func:`convert` does where it cannot write to ``target``."""
+    if not target.name.endswith(".zarr"):
+        raise ValueError(f"{target} must end in .zarr")
+    if target.exists():
+        raise FileExistsError(f"{target} is there already: give another name, or remove it")
 
 
 def _write_sharded(adata: AnnData, path: Path) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -14,11 +17,15 @@ if TYPE_CHECKING:
 
 #: Text and lines, from dark to light.
 INK, GREY, RULE, GRID = "#22303C", "#66717C", "#B8C0C8", "#E4E7EB"
-#: Several models or kinds, in this order: distinct to colour-blind eyes, and in print.
-COLOURS = ("#2F6DA8", "#D9641E", "#3C8D5A", "#8A5AA8", "#B8860B", "#4FA3B5")
+#: Several models or kinds, in this order: any two differ by 23 or more (CIE 1976), also without one kind of cones.
+COLOURS = ("#2F6DA8", "#D9641E", "#46B293", "#593462", "#674E21", "#69AFC4")
 MAX_COLUMNS = 4
+#: Panels that are drawn where no groups are named, and that a figure can hold.
+MAX_PANELS, MOST_PANELS = 24, 100
 #: A legend's entry in inches: its line, the space after it, and a letter of its name at 8 points.
 LINE_WIDTH, GAP_WIDTH, LETTER_WIDTH = 0.33, 0.22, 0.059
+#: A letter of a panel's title, and of the facts below it, in inches; what a panel keeps for the names of its rows.
+TITLE_LETTER, FACTS_LETTER, ROW_NAMES = 0.092, 0.056, 0.7
 
 
 def columns_for(n_panels: int) -> int:
@@ -27,9 +34,20 @@ def columns_for(n_panels: int) -> int:
 
 
 def make_panels(n_panels: int, width: float, height: float) -> list[Axes]:
-    """A new figure of panels of that size in inches, row by row."""
+    """A new figure of panels of that size in inches, row by row.
+
+    Raises
+    ------
+    ValueError
+        For more panels than a figure can hold.
+    """
     import matplotlib.pyplot as plt
 
+    if n_panels > MOST_PANELS:
+        raise ValueError(
+            f"{n_panels} panels were asked for and a figure holds {MOST_PANELS}: name fewer groups, or draw several"
+            " figures"
+        )
     n_columns = columns_for(n_panels)
     n_rows = math.ceil(n_panels / n_columns)
     size = (width * n_columns, height * n_rows + 0.35)
@@ -58,7 +76,11 @@ def plain(panel: Axes, grid: str = "both") -> None:
 
 
 def title(panel: Axes, name: str, facts: str = "") -> None:
-    """A bold title, and what is to be known of it below, in one line or several."""
+    """A bold title, and what is to be known of it below, in one line or several; both as wide as the panel at most."""
+    room = _room(panel)
+    name = shorten(name, max(8, int(room / TITLE_LETTER)))
+    width = max(20, int(room / FACTS_LETTER))
+    facts = "\n".join(part for line in facts.splitlines() for part in textwrap.wrap(line, width) or [""])
     lines = facts.count("\n") + 1 if facts else 0
     panel.set_title(name, fontsize=10.5, loc="left", pad=6 + 10 * lines, fontweight="bold")
     if facts:
@@ -67,6 +89,49 @@ def title(panel: Axes, name: str, facts: str = "") -> None:
             va="bottom",
         )  # fmt: skip
         below.set_in_layout(not name)  # the title keeps its place, and a long line makes no panel narrow
+
+
+def _room(panel: Axes) -> float:
+    """Inches from a panel's left edge to the next panel, about: the layout is not known yet."""
+    width = figure_of(panel).get_figwidth()
+    spec = panel.get_subplotspec()
+    if spec is None or spec.get_gridspec().ncols == 1:
+        return width * (1.0 if spec else panel.get_position().width) - (ROW_NAMES if spec else 0.0)
+    ratios = np.asarray(
+        spec.get_gridspec().get_width_ratios() or np.ones(spec.get_gridspec().ncols), dtype=float
+    )
+    return float(width * ratios[spec.colspan.start] / ratios.sum()) - ROW_NAMES
+
+
+def ink_on(colour: Sequence[float] | np.ndarray) -> str:
+    """Black or white, whichever stands out more on an RGB colour in [0, 1]: 4.6 to 1 at least."""
+    share = np.asarray(colour, dtype=float)[:3]
+    light = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4) @ [
+        0.2126,
+        0.7152,
+        0.0722,
+    ]
+    return "black" if (light + 0.05) ** 2 > 1.05 * 0.05 else "white"
+
+
+def lean(panel: Axes) -> None:
+    """Names below a panel at a slant, each ending at its tick, so that long ones do not run into each other."""
+    panel.tick_params(axis="x", rotation=40)
+    for label in panel.get_xticklabels():
+        label.set(horizontalalignment="right", rotation_mode="anchor")
+
+
+def shorten(name: str, n: int) -> str:
+    """A name of ``n`` letters at most: its middle goes, because names of kin begin alike and differ at the end.
+
+    Examples
+    --------
+    >>> shorten("CD8-positive, alpha-beta T cell", 20), shorten("NK", 20)
+    ('CD8-positi…ta T cell', 'NK')
+    """
+    if len(name) <= n:
+        return name
+    return f"{name[: n // 2].rstrip()}…{name[len(name) - (n - 1 - n // 2) :].lstrip()}"
 
 
 def legend(figure: Figure, panels: Sequence[Axes], names: Sequence[str] | None = None) -> None:
@@ -101,7 +166,7 @@ def finish(panel: Axes, own: bool, show: bool | None, save: str | Path | None) -
 
 
 def choose(known: Sequence[str], groups: Sequence[str] | str | None) -> list[str]:
-    """The groups that were asked for, all of them by default.
+    """The groups that were asked for, all of them by default; see :func:`choose_panels`.
 
     Raises
     ------
@@ -113,6 +178,42 @@ def choose(known: Sequence[str], groups: Sequence[str] | str | None) -> list[str
     if missing or not chosen:
         raise KeyError(f"groups {missing} are not in the results, which have {list(known)}")
     return chosen
+
+
+def choose_panels(
+    known: Sequence[str],
+    groups: Sequence[str] | str | None,
+    cells: Sequence[float] | None = None,
+    *,
+    most: int = MAX_PANELS,
+) -> list[str]:
+    """The groups that were asked for; by default all of them, or the ``most`` largest where there are more.
+
+    ``cells`` are the sizes of ``known``; without them the first are taken. :func:`say_left_out` says so in the figure.
+    """
+    if groups is not None or len(known) <= most:
+        return choose(known, groups)
+    order = range(len(known)) if cells is None else np.argsort(-np.asarray(cells, dtype=float), kind="stable")
+    kept = set(list(order)[:most])
+    return [name for place, name in enumerate(known) if place in kept]
+
+
+def say_left_out(
+    figure: Figure,
+    shown: Sequence[str],
+    known: Sequence[str],
+    groups: object,
+    *,
+    largest: bool = True,
+    what: str = "groups",
+) -> None:
+    """Below all panels: how many groups are shown of how many, where nobody named them."""
+    if groups is None and len(shown) < len(known):
+        others = "" if what == "networks" else f"; {what}= names others"
+        which = f"The {len(shown)} largest" if largest else f"The first {len(shown)}"
+        figure.supxlabel(
+            f"{which} of {len(known):,} {what}{others}.", x=0.01, ha="left", fontsize=8, color=GREY
+        )
 
 
 def symbols(adata: AnnData, gene_symbols: str | None) -> dict[str, str]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 Of = Literal["genes", "cell"]
 #: Up to so many rows have their names beside them, and are put in the best order of their tree's leaves.
-NAMED, ORDERED = 90, 400
+NAMED, ORDERED = 80, 400
 
 
 def kept_maps(adata: AnnData, key: str, of: Of) -> Mapping[str, Any]:
@@ -78,7 +78,7 @@ def name_rows(panel: Axes, labels: Sequence[str], what: str, *, x: bool = True, 
     """Names beside the rows, where there is room; else how many they are."""
     n = len(labels)
     many = n > NAMED
-    size = max(3.5, min(7.5, 330 / n))
+    size = max(6.0, min(7.5, 330 / n))
     for axis, named in ((panel.xaxis, x), (panel.yaxis, y)):
         axis.set_ticks([] if many or not named else range(n), [] if many or not named else list(labels))
         if many and named:

@@ -10,7 +10,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from scfast.pl._figure import INK, choose, figure_of, finish, legend, make_panels, plain, symbols, title
+from scfast.pl._figure import (
+    INK,
+    MAX_PANELS,
+    choose_panels,
+    figure_of,
+    finish,
+    legend,
+    make_panels,
+    plain,
+    say_left_out,
+    symbols,
+    title,
+)
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -49,7 +61,13 @@ def top_genes(
                 f"adata.uns has no {score.tool} named {key!r}: run scfast.tl.{score.tool}(..., key_added={key!r})"
                 " first"
             )
-    panels = [(key, name) for key in names for name in choose(list(adata.uns[key]["groups"].index), groups)]
+    known = {key: adata.uns[key]["groups"] for key in names}
+    most = max(1, MAX_PANELS // max(1, len(names)))
+    chosen = {
+        key: choose_panels(list(about.index), groups, about["cells"], most=most)
+        for key, about in known.items()
+    }
+    panels = [(key, name) for key in names for name in chosen[key]]
     if ax is not None and len(panels) > 1:
         raise ValueError(f"one ax takes one group, and there are {len(panels)}: name one with groups=")
     labels = symbols(adata, gene_symbols)
@@ -66,6 +84,7 @@ def top_genes(
             panel.set_xlim(0, furthest)
     if ax is None:
         legend(figure_of(axes[0]), axes[:1], ("mean score", "standard error", "untrained model"))
+        say_left_out(figure_of(axes[0]), chosen[names[0]], list(known[names[0]].index), groups)
     finish(axes[0], ax is None, show, save)
     return axes[0] if len(axes) == 1 else axes
 

@@ -143,7 +143,7 @@ def _grid(maps: Mapping[str, np.ndarray]) -> list[Axes]:
     heads = [values.shape[1] for values in maps.values()]
     widths = [max(heads[column::n_columns]) for column in range(n_columns)]
     tall = max(values.shape[0] for values in maps.values())
-    size = (CELL_SIZE * sum(widths) + 1.6 * MARGIN * n_columns, (CELL_SIZE * tall + MARGIN) * n_rows)
+    size = (CELL_SIZE * sum(widths) + 1.8 * MARGIN * n_columns, (CELL_SIZE * tall + MARGIN) * n_rows)
     _, grid = plt.subplots(
         n_rows, n_columns, figsize=size, squeeze=False, layout="constrained", width_ratios=widths
     )

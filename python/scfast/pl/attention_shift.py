@@ -9,13 +9,26 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 
-from scfast.pl._figure import figure_of, finish
+from scfast.pl._figure import (
+    MAX_PANELS,
+    choose_panels,
+    figure_of,
+    finish,
+    make_panels,
+    say_left_out,
+    shorten,
+    title,
+)
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
 
 CELL, MARGIN = 0.32, 1.1
+#: Inches of the narrowest panel: its title needs them.
+LEAST = 3.6
+#: Letters of a title, beside which the scale of colours needs room.
+LONGEST = 26
 
 
 def attention_shift(
@@ -73,8 +86,6 @@ def attention_shift(
     >>> scfast.tl.attention_shift(adata, model, other)
     >>> axes = scfast.pl.attention_shift(adata)
     """
-    import matplotlib.pyplot as plt
-
     if statistic not in ("mean", "concatenated"):
         raise ValueError(f"statistic={statistic!r} is unknown; use 'mean' or 'concatenated'")
     names = [keys] if isinstance(keys, str) else list(keys)
@@ -84,7 +95,11 @@ def attention_shift(
             "keys names no results: give one or more names of results of scfast.tl.attention_shift"
         )
     known = list(tables[names[0]]["group"].cat.categories)
-    chosen = known if groups is None else [groups] if isinstance(groups, str) else list(groups)
+    chosen = [groups] if isinstance(groups, str) else list(known if groups is None else groups)
+    if groups is None:
+        chosen = choose_panels(
+            known, None, _cells(adata, names[0], known), most=max(1, MAX_PANELS // len(names))
+        )
     panels = [
         (name, group, _matrix(tables[name], name, group, statistic)) for name in names for group in chosen
     ]
@@ -100,13 +115,13 @@ def attention_shift(
         axes = [ax]
     else:
         n_layers, n_heads = (max(x.shape[i] for _, _, x in panels) for i in (0, 1))
-        size = ((CELL * n_heads + MARGIN) * len(chosen) + 0.6, (CELL * n_layers + MARGIN) * len(names))
-        _, grid = plt.subplots(len(names), len(chosen), figsize=size, squeeze=False, layout="constrained")
-        axes = list(grid.flat)
+        axes = make_panels(len(panels), max(CELL * n_heads + MARGIN, LEAST), CELL * n_layers + MARGIN)
+        say_left_out(figure_of(axes[0]), chosen, known, groups)
     for panel, (name, group, cosines) in zip(axes, panels, strict=True):
         image = panel.imshow(cosines, vmin=low, vmax=high, cmap=cmap, aspect="equal", interpolation="nearest")
+        panel.set_anchor("W")  # its title is wider than a few heads
         _decorate(panel, cosines.shape, [name] * (len(names) > 1) + [group] * (len(known) > 1))
-    bar = figure_of(axes[0]).colorbar(image, ax=axes, shrink=0.8, pad=0.02)
+    bar = figure_of(axes[0]).colorbar(image, ax=axes, shrink=0.8, pad=0.02, aspect=60)
     bar.set_label("cosine of the maps", fontsize=8.5)
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)
@@ -124,6 +139,12 @@ def _table(adata: AnnData, key: str) -> pd.DataFrame:
     return table
 
 
+def _cells(adata: AnnData, key: str, known: list[str]) -> list[float]:
+    """Sizes of the groups."""
+    cells: pd.Series = adata.uns[key]["groups"]["cells"]
+    return [float(cells[name]) for name in known]
+
+
 def _matrix(table: pd.DataFrame, key: str, group: str, statistic: str) -> np.ndarray:
     """Cosines of one group, [layers, heads]."""
     rows = table[(table["group"] == group).to_numpy()]
@@ -133,12 +154,11 @@ def _matrix(table: pd.DataFrame, key: str, group: str, statistic: str) -> np.nda
     return rows.pivot(index="layer", columns="head", values=statistic).to_numpy()
 
 
-def _decorate(panel: Axes, shape: tuple[int, ...], title: list[str]) -> None:
+def _decorate(panel: Axes, shape: tuple[int, ...], name: list[str]) -> None:
     for axis, n, label in ((panel.yaxis, shape[0], "layer"), (panel.xaxis, shape[1], "head")):
         axis.set_ticks(range(0, n, 1 if n <= 12 else 2))
         axis.set_label_text(label, fontsize=8.5)
     panel.tick_params(length=0, labelsize=8, colors="#555555")
     for side in panel.spines.values():
         side.set_visible(False)
-    if title:
-        panel.set_title(" · ".join(title), fontsize=9.5, loc="left", fontweight="bold")
+    title(panel, shorten(" · ".join(name), LONGEST))

@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from scfast.pl._figure import GREY, INK, choose, figure_of, finish, legend, make_panels, plain, symbols, title
+from scfast.pl._figure import (
+    GREY,
+    INK,
+    choose_panels,
+    figure_of,
+    finish,
+    legend,
+    make_panels,
+    plain,
+    say_left_out,
+    symbols,
+    title,
+)
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -96,7 +108,8 @@ def compare_de(
             f"adata.uns has no comparison named {key!r}: run scfast.tl.compare_de(..., key_added={key!r}) first"
         )
     results = adata.uns[key]
-    chosen = choose(list(results["groups"].index), groups)
+    known = list(results["groups"].index)
+    chosen = choose_panels(known, groups, results["groups"].get("cells"))
     if ax is not None and len(chosen) > 1:
         raise ValueError(f"one ax takes one group, and there are {len(chosen)}: name one with groups=")
     sizes = sorted(set(results["overlap"]["k"]))
@@ -117,6 +130,7 @@ def compare_de(
         panel.set_ylabel(SCORES[results["params"]["score"]], fontsize=8.5)
     if ax is None:
         legend(figure_of(axes[0]), axes, [_label(kind, size) for kind in list(KINDS)[:3]])
+        say_left_out(figure_of(axes[0]), chosen, known, groups, largest="cells" in results["groups"])
     figure_of(axes[0]).draw_without_rendering()  # names go where there is room: the layout must be final
     for panel, name in zip(axes, chosen, strict=True):
         part = results["table"][(results["table"]["group"] == name).to_numpy()]

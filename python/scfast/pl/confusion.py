@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scfast.pl._figure import INK, figure_of, finish, make_panels, title
+from scfast.pl._figure import figure_of, finish, ink_on, lean, make_panels, shorten, title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 #: Inches of one class, and around a matrix.
 CELL, MARGIN = 0.72, 1.5
-#: Shares above it are written in white.
-DARK = 0.55
+#: With more classes the numbers go, then the names; inches of a class without numbers, and of all without names.
+NUMBERED, NAMED, SMALL, NAMELESS = 16, 60, 0.17, 7.0
+#: The longest name of a class that is shown whole.
+NAME_LENGTH = 30
 
 
 def confusion(
@@ -78,7 +80,8 @@ def confusion(
         raise ValueError(
             f"the models tell different classes apart: {classes}; draw them in figures of their own"
         )
-    side = CELL * len(classes[0]) + MARGIN
+    n = len(classes[0])
+    side = MARGIN + (CELL * n if n <= NUMBERED else SMALL * max(n, 24) if n <= NAMED else NAMELESS)
     axes = [ax] if ax is not None else make_panels(len(named), side, side)
     for panel, (name, log) in zip(axes, named.items(), strict=True):
         image = _panel(panel, name, log[part], classes[0], first=panel is axes[0])
@@ -98,14 +101,29 @@ def _panel(panel: Axes, name: str, scores: Mapping[str, Any], classes: list[str]
     cells = counts.sum(1, keepdims=True)
     shares = np.divide(counts, cells, out=np.full(counts.shape, np.nan), where=cells > 0)
     image = panel.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for i, j in np.ndindex(*counts.shape):
+    for i, j in np.ndindex(*counts.shape) if len(classes) <= NUMBERED else ():
         share = shares[i, j]
         text = f"{counts[i, j]:,}" + ("" if np.isnan(share) else f"\n{100 * share:.0f} %")
-        panel.text(j, i, text, ha="center", va="center", fontsize=8, color="white" if share > DARK else INK)
-    panel.set_xticks(range(len(classes)), classes, fontsize=8.5, rotation=45 if len(classes) > 4 else 0)
-    panel.set_yticks(range(len(classes)), classes if first else [], fontsize=8.5)
+        panel.text(
+            j,
+            i,
+            text,
+            ha="center",
+            va="center",
+            fontsize=8,
+            color=ink_on(image.cmap(0.0 if np.isnan(share) else share)),
+        )
+    named = len(classes) <= NAMED
+    ticks, names = (
+        (range(len(classes)), [shorten(name, NAME_LENGTH) for name in classes]) if named else ([], [])
+    )
+    size = 8.5 if len(classes) <= NUMBERED else 7
+    panel.set_xticks(ticks, names, fontsize=size)
+    panel.set_yticks(ticks, names if first else [""] * len(names), fontsize=size)
     panel.tick_params(length=0)
-    panel.set_xlabel("predicted", fontsize=8.5)
+    if max(map(len, names), default=0) > 8 or len(names) > NUMBERED:
+        lean(panel)
+    panel.set_xlabel("predicted" if named else f"predicted, {len(classes):,} classes", fontsize=8.5)
     if first:
         panel.set_ylabel("true class", fontsize=8.5)
     for spine in panel.spines.values():

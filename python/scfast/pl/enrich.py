@@ -12,13 +12,15 @@ import pandas as pd
 from scfast.pl._figure import (
     GREY,
     INK,
-    choose,
+    choose_panels,
     columns_for,
     figure_of,
     finish,
     legend,
     make_panels,
     plain,
+    say_left_out,
+    shorten,
     title,
 )
 
@@ -96,7 +98,8 @@ def enrich(
             f"adata.uns has no enrichment named {key!r}: run scfast.tl.enrich(..., key_added={key!r}) first"
         )
     results = adata.uns[key]
-    chosen = choose(list(results["groups"].index), groups)
+    known = list(results["groups"].index)
+    chosen = choose_panels(known, groups, results["groups"].get("cells"))
     if ax is not None and len(chosen) > 1:
         raise ValueError(f"one ax takes one group, and there are {len(chosen)}: name one with groups=")
     axes = [ax] if ax is not None else make_panels(len(chosen), PANEL_WIDTH, ROW_HEIGHT * n_sets + 1.0)
@@ -116,6 +119,7 @@ def enrich(
         panel.set_xlim(0, furthest)
     if ax is None:
         legend(figure_of(axes[0]), axes, (f"q < {threshold:g}", f"q ≥ {threshold:g}"))
+        say_left_out(figure_of(axes[0]), chosen, known, groups, largest="cells" in results["groups"])
     finish(axes[0], ax is None, show, save)
     return axes[0] if len(axes) == 1 else axes
 
@@ -157,5 +161,4 @@ def _shown(name: str, prefix: str) -> str:
     >>> _shown("HALLMARK_TNFA_SIGNALING_VIA_NFKB", "HALLMARK_")
     'TNFA SIGNALING VIA NFKB'
     """
-    text = name.removeprefix(prefix).replace("_", " ")
-    return text if len(text) <= NAME_LENGTH else f"{text[: NAME_LENGTH - 1].rstrip()}…"
+    return shorten(name.removeprefix(prefix).replace("_", " "), NAME_LENGTH)

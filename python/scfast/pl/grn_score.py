@@ -6,7 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scfast.pl._figure import GREY, choose, figure_of, finish, legend, make_panels, plain, title
+from scfast.pl._figure import (
+    GREY,
+    choose_panels,
+    figure_of,
+    finish,
+    legend,
+    make_panels,
+    plain,
+    say_left_out,
+    title,
+)
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -78,7 +88,8 @@ def grn_score(
         )
     results = adata.uns[key]
     curves, table = results["curves"], results["table"]
-    chosen = choose(list(dict.fromkeys(table["network"].astype(str))), groups)
+    known = list(dict.fromkeys(table["network"].astype(str)))
+    chosen = choose_panels(known, groups)
     if ax is not None and len(chosen) > 1:
         raise ValueError(f"one ax takes one network, and there are {len(chosen)}: name one with groups=")
     density = float(results["params"]["density"])
@@ -109,5 +120,6 @@ def grn_score(
         title(panel, {"all": "all cells", "stratified": "mean of the groups"}.get(name, name), facts)
     if ax is None:
         legend(figure_of(axes[0]), axes, [*(label for label, _ in SCORES.values()), "chance"])
+        say_left_out(figure_of(axes[0]), chosen, known, groups, largest=False)
     finish(axes[0], ax is None, show, save)
     return axes[0] if len(axes) == 1 else axes

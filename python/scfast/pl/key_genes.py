@@ -9,17 +9,33 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from scfast.pl._figure import COLOURS, GREY, GRID, INK, choose, finish, symbols
+from scfast.pl._figure import (
+    COLOURS,
+    GREY,
+    GRID,
+    INK,
+    choose_panels,
+    figure_of,
+    finish,
+    ink_on,
+    say_left_out,
+    shorten,
+    symbols,
+)
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
 
 BAR, NULL, MARKED = "#8DB4D9", COLOURS[1], "#B3261E"
+#: Words about the orange mark are darker than it.
+NOTE = "#B04A10"
 #: Inches: height of a row, and widths of the parts of the table.
 ROW, NAME, BARS, RANK, CELL, NUMBER, GAP = 0.24, 1.15, 1.9, 1.7, 0.44, 0.72, 0.22
 #: Characters of a group's name that a heading shows.
 HEADING = 24
+#: Groups that have a column, where none are named.
+MAX_GROUPS = 30
 
 
 def key_genes(
@@ -103,12 +119,15 @@ def key_genes(
     if gene_symbols is None and "symbol" in table:
         labels = dict(zip(names, table["symbol"].astype(str), strict=True))
     known = [name.removeprefix("rank_") for name in table if name.startswith("rank_") and name != "rank_sd"]
-    shown = choose(known, groups) if known or groups is not None else []
+    shown = (
+        choose_panels(known, groups, _sizes(adata, key, known), most=MAX_GROUPS) if known or groups else []
+    )
 
     starts = _layout(len(shown))
     if ax is None:
         size = (starts["end"] + 0.2, ROW * (len(rows) + 1.6) + (1.35 if shown else 0.45))
         _, own = plt.subplots(figsize=size, layout="constrained")
+        say_left_out(figure_of(own), shown, known, groups)
     panel = own if ax is None else ax
     place = np.arange(float(len(rows)))
     for line in place[1:] - 0.5:
@@ -209,7 +228,7 @@ def _groups(panel: Axes, ranks: pd.DataFrame, names: list[str], start: float, cm
             continue
         colour = colours[at, column]
         panel.barh(at, CELL - 0.03, left=start + CELL * column, height=0.88, color=colour, zorder=1)
-        ink = "white" if colour[:3] @ [0.299, 0.587, 0.114] < 0.55 else INK
+        ink = ink_on(colour)
         panel.text(
             start + CELL * (column + 0.5) - 0.015,
             at,
@@ -223,10 +242,8 @@ def _groups(panel: Axes, ranks: pd.DataFrame, names: list[str], start: float, cm
     middle = start + CELL * len(names) / 2
     panel.text(middle, bottom, "mean rank in each group", ha="center", va="top", fontsize=7, color=GREY)
     for column, name in enumerate(names):
-        short = name if len(name) <= HEADING else name[: HEADING - 1] + "…"
-        _heading(
-            panel, start + CELL * (column + 0.35), short, rotation=50, rotation_mode="anchor", fontsize=7.5
-        )
+        at = start + CELL * (column + 0.35)
+        _heading(panel, at, shorten(name, HEADING), rotation=50, rotation_mode="anchor", fontsize=7.5)
 
 
 def _titles(adata: AnnData, key: str, columns: list[str]) -> list[str]:
@@ -235,6 +252,15 @@ def _titles(adata: AnnData, key: str, columns: list[str]) -> list[str]:
     names = [str(name) for name in adata.obs[groupby].dropna().unique()] if groupby in adata.obs else []
     found = {name.replace("/", "|"): name for name in names}
     return [found.get(column, column) for column in columns]
+
+
+def _sizes(adata: AnnData, key: str, columns: list[str]) -> list[int] | None:
+    """Cells of the groups, where their column is still in ``adata.obs``."""
+    groupby = adata.uns[key]["params"]["groupby"]
+    if groupby not in adata.obs:
+        return None
+    cells = adata.obs[groupby].astype(str).value_counts()
+    return [int(cells.get(name, 0)) for name in _titles(adata, key, columns)]
 
 
 def _numbers(panel: Axes, place: np.ndarray, rows: pd.DataFrame, starts: dict[str, float]) -> None:
@@ -248,7 +274,7 @@ def _numbers(panel: Axes, place: np.ndarray, rows: pd.DataFrame, starts: dict[st
 def _frame(panel: Axes, n_rows: int, width: float, highlighted: bool, null: bool) -> None:
     panel.plot([0, width], [-0.68, -0.68], color=INK, linewidth=0.9, zorder=3)
     panel.plot([0, width], [n_rows - 0.5, n_rows - 0.5], color=INK, linewidth=0.9, zorder=3)
-    notes = [("orange: untrained model", NULL)] * null + [("red: highlighted set", MARKED)] * highlighted
+    notes = [("orange: untrained model", NOTE)] * null + [("red: highlighted set", MARKED)] * highlighted
     for number, (note, colour) in enumerate(notes):
         panel.text(
             NAME + 0.08 + 1.45 * number, n_rows - 0.35, note, ha="left", va="top", fontsize=7, color=colour

@@ -8,12 +8,22 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scfast.pl._figure import INK, choose, figure_of, finish, make_panels, title
+from scfast.pl._figure import (
+    MAX_PANELS,
+    choose_panels,
+    figure_of,
+    finish,
+    ink_on,
+    make_panels,
+    say_left_out,
+    title,
+)
 from scfast.pl._similarity import frame
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
+    from matplotlib.image import AxesImage
 
 PANEL_SIZE = 3.3
 #: Numbers are written into maps of so many states.
@@ -74,9 +84,13 @@ def layer_map(
             raise KeyError(
                 f"adata.uns has no similarities named {name!r}: run scfast.tl.similarity(..., key_added={name!r}) first"
             )
-    panels = [
-        (name, group) for name in keys for group in choose(list(adata.uns[name]["groups"].index), groups)
-    ]
+    known = {name: adata.uns[name]["groups"] for name in keys}
+    most = max(1, MAX_PANELS // max(1, len(keys)))
+    chosen = {
+        name: choose_panels(list(about.index), groups, about["cells"], most=most)
+        for name, about in known.items()
+    }
+    panels = [(name, group) for name in keys for group in chosen[name]]
     if ax is not None and len(panels) > 1:
         raise ValueError(f"one ax takes one map, and there are {len(panels)}: name one key and group")
     maps = []
@@ -88,7 +102,7 @@ def layer_map(
     axes = [ax] if ax is not None else make_panels(len(panels), PANEL_SIZE, PANEL_SIZE)
     for panel, (name, group), values in zip(axes, panels, maps, strict=True):
         image = panel.imshow(values, vmin=lowest, vmax=1.0, cmap="viridis", origin="lower")
-        _numbers(panel, values, lowest)
+        _numbers(panel, values, image)
         table = adata.uns[name]["table"]
         _frames(panel, table.loc[(table["group"] == group).to_numpy(), "block"].to_numpy())
         about = adata.uns[name]["groups"].loc[group]
@@ -105,17 +119,18 @@ def layer_map(
     bar.set_label("mean cosine", fontsize=8.5)
     bar.ax.tick_params(labelsize=8, length=0)
     bar.outline.set_visible(False)  # type: ignore[operator]
+    if ax is None:
+        say_left_out(figure_of(axes[0]), chosen[keys[0]], list(known[keys[0]].index), groups)
     finish(axes[0], ax is None, show, save)
     return axes[0] if len(axes) == 1 else axes
 
 
-def _numbers(panel: Axes, values: np.ndarray, lowest: float) -> None:
-    """The cosines themselves, dark on light."""
+def _numbers(panel: Axes, values: np.ndarray, image: AxesImage) -> None:
+    """The cosines themselves, black or white."""
     if len(values) > MAX_WRITTEN:
         return
     for (row, column), value in np.ndenumerate(values):
-        light = value > (1.0 + lowest) / 2
-        colour = INK if light else "white"
+        colour = ink_on(image.cmap(image.norm(value)))
         panel.text(column, row, f"{value:.3f}", ha="center", va="center", fontsize=7.5, color=colour)
 
 

@@ -14,12 +14,15 @@ from scfast.pl._figure import (
     GREY,
     INK,
     choose,
+    choose_panels,
     columns_for,
     figure_of,
     finish,
     legend,
     make_panels,
     plain,
+    say_left_out,
+    shorten,
     title,
 )
 
@@ -99,7 +102,11 @@ def prevalence(
         )
     table = adata.uns[key]["table"].astype({"model": str, "group": str, "cluster": str})
     named = {column: list(dict.fromkeys(table[column])) for column in ("group", "model", "cluster")}
-    chosen, shown = choose(named["group"], groups), choose(named["model"], models)
+    about = adata.uns[key]["groups"]
+    cells = (
+        about.astype({"group": str}).drop_duplicates("group").set_index("group")["cells"].get(named["group"])
+    )
+    chosen, shown = choose_panels(named["group"], groups, cells), choose(named["model"], models)
     if ax is not None and len(chosen) > 1:
         raise ValueError(f"one ax takes one group, and there are {len(chosen)}: name one with groups=")
     table = table[(table["group"].isin(chosen) & table["model"].isin(shown)).to_numpy()]
@@ -107,7 +114,6 @@ def prevalence(
 
     height = (ROW_HEIGHT + BAR_HEIGHT * (len(shown) - 1)) * len(rows) + 1.0
     axes = [ax] if ax is not None else make_panels(len(chosen), PANEL_WIDTH, height)
-    about = adata.uns[key]["groups"]
     n_columns = columns_for(len(chosen))
     for place, (panel, name) in enumerate(zip(axes, chosen, strict=True)):
         for number, model in enumerate(shown):
@@ -115,14 +121,15 @@ def prevalence(
             part = part.drop_duplicates("cluster").set_index("cluster").reindex(rows)
             _bars(panel, part, number, len(shown), model if len(shown) > 1 else "difference")
         _axis(panel, rows, labelled=place + n_columns >= len(chosen))
-        cells = int(about.loc[(about["group"].astype(str) == name).to_numpy(), "cells"].iloc[0])
-        title(panel, name, f"{cells:,} cell{'s' * (cells != 1)}")
+        n_cells = int(about.loc[(about["group"].astype(str) == name).to_numpy(), "cells"].iloc[0])
+        title(panel, name, f"{n_cells:,} cell{'s' * (n_cells != 1)}")
     ends = np.array([panel.get_xlim() for panel in axes])
     for panel in axes:
         panel.set_xlim(ends[:, 0].min(), ends[:, 1].max())
     if ax is None:
         bars = shown if len(shown) > 1 else ["difference"]
         legend(figure_of(axes[0]), axes, [*bars, "interval", "permuted clusters"])
+        say_left_out(figure_of(axes[0]), chosen, named["group"], groups)
     finish(axes[0], ax is None, show, save)
     return axes[0] if len(axes) == 1 else axes
 
@@ -165,10 +172,9 @@ def _axis(panel: Axes, rows: list[str], labelled: bool) -> None:
     panel.use_sticky_edges = False
     panel.axvline(0, color=GREY, linewidth=0.9, zorder=5)
     panel.spines["left"].set_visible(False)
-    names = [name if len(name) <= NAME_LENGTH else f"{name[: NAME_LENGTH - 1].rstrip()}…" for name in rows]
-    panel.set_yticks(np.arange(len(rows)), names)
+    panel.set_yticks(np.arange(len(rows)), [shorten(name, NAME_LENGTH) for name in rows])
     panel.set_ylim(max(len(rows), 1) - 0.4, -0.6)
     panel.locator_params(axis="x", nbins=6)
     panel.tick_params(axis="y", length=0, labelsize=8, colors="black")
     if labelled:
-        panel.set_xlabel("share of attention − share of genes (percentage points)", fontsize=8.5)
+        panel.set_xlabel("share of attention − share of genes\n(percentage points)", fontsize=8.5)

@@ -14,11 +14,13 @@ from scfast.pl._figure import (
     GREY,
     RULE,
     choose,
+    choose_panels,
     figure_of,
     finish,
     legend,
     make_panels,
     plain,
+    say_left_out,
     title,
 )
 
@@ -91,7 +93,8 @@ def probe(
             )
     tables = {name: adata.uns[name]["table"].astype({"label": str, "readout": str}) for name in keys}
     every = pd.concat(tables.values())
-    chosen = choose(list(dict.fromkeys(every["label"])), labels)
+    known = list(dict.fromkeys(every["label"]))
+    chosen = choose_panels(known, labels)
     there = list(dict.fromkeys(every["readout"]))
     pooled = [name for name in there if name in ("cls", "mean")]
     lines = choose(there, (pooled or there[:1]) if readouts is None else readouts)
@@ -118,6 +121,7 @@ def probe(
         named = [_name(readout, name if len(keys) > 1 else "") for name in keys for readout in lines]
         others = ["single tokens, mean", "logistic regression", "shuffled labels", "chance"]
         legend(figure_of(axes[0]), axes, [*named, *others])
+        say_left_out(figure_of(axes[0]), chosen, known, labels, what="labels", largest=False)
     finish(axes[0], ax is None, show, save)
     return axes[0] if len(axes) == 1 else axes
 

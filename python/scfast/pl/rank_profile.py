@@ -14,12 +14,14 @@ from scfast.pl._figure import (
     COLOURS,
     GREY,
     INK,
-    choose,
+    MAX_PANELS,
+    choose_panels,
     columns_for,
     figure_of,
     finish,
     legend,
     plain,
+    say_left_out,
     title,
 )
 
@@ -110,8 +112,11 @@ def rank_profile(
     last = min(int(table["rank"].max()), max_rank or int(table["rank"].max()))
     window = smooth or max(1, round(last / 30))
 
-    chosen = choose(list(table["group"].cat.categories), groups)
     bins = list(table["lengths"].cat.categories)
+    known = list(table["group"].cat.categories)
+    cells = results["lengths"].groupby("group", observed=True)["cells"].sum().reindex(known)
+    most = max(1, MAX_PANELS // (len(bins) if several else 1))
+    chosen = choose_panels(known, groups, cells, most=most)
     by_bin: list[list[str]] = [[name] for name in bins] if several else [bins]
     panels = [(group, lines) for group in chosen for lines in by_bin]
     if ax is not None and len(panels) > 1:
@@ -139,6 +144,7 @@ def rank_profile(
         _one_scale([lower for _, lower in axes if lower is not None], head=0.0, zero=True)
     if ax is None:
         legend(figure_of(axes[0][0]), [upper for upper, _ in axes])
+        say_left_out(figure_of(axes[0][0]), chosen, known, groups)
     finish(axes[0][0], ax is None, show, save)
     flat = [panel for pair in axes for panel in pair if panel is not None]
     return flat[0] if len(flat) == 1 else flat

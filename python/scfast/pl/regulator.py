@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scfast.pl._figure import GREY, INK, finish, plain, title
+from scfast.pl._figure import GREY, INK, choose_panels, finish, lean, plain, say_left_out, shorten, title
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
 
+#: Networks that have a column, and inches of each.
+MAX_NETWORKS, COLUMN = 24, 0.3
+#: The longest name of a network that is shown whole.
+NAME_LENGTH = 24
 #: Known targets, and other genes.
 KNOWN, OTHER = "#D9641E", "#B8C0C8"
 WIDTH, ROW = 7.2, 0.2
@@ -67,24 +71,27 @@ def regulator(
         )
     results = adata.uns[key]
     heat, edges, params = results["influenced"], results["edges"], results["params"]
-    networks = [name for name in heat.columns if name not in ("gene", "value")]
+    known = [name for name in heat.columns if name not in ("gene", "value")]
+    networks = choose_panels(known, None, most=MAX_NETWORKS)
     rows = max(len(heat), len(edges))
     figure, (left, right) = plt.subplots(
-        1, 2, figsize=(WIDTH, 1.4 + ROW * rows), layout="constrained", width_ratios=[max(1, 0.42 * len(networks)), 3],
+        1, 2, figsize=(WIDTH + COLUMN * len(networks), 1.9 + ROW * rows), layout="constrained",
+        width_ratios=[2.2 + COLUMN * len(networks), 5],
     )  # fmt: skip
+    say_left_out(figure, networks, known, None, what="networks", largest=False)
 
     image = left.imshow(heat[networks].to_numpy(dtype=float), cmap=cmap, aspect="auto")
-    left.set_xticks(range(len(networks)), ["all cells" if name == "all" else name for name in networks])
+    names = ["all cells" if name == "all" else shorten(name, NAME_LENGTH) for name in networks]
+    left.set_xticks(range(len(networks)), names)
     left.set_yticks(range(len(heat)), heat["gene"].astype(str).tolist())
     left.tick_params(labelsize=8, length=0, colors=INK)
-    left.tick_params(axis="x", rotation=40)
-    for label in left.get_xticklabels():
-        label.set_horizontalalignment("right")
+    lean(left)
     for spine in left.spines.values():
         spine.set_visible(False)
     bar = figure.colorbar(image, ax=left, shrink=0.6, pad=0.03)
     bar.ax.tick_params(labelsize=7, colors=GREY, length=2)
     bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.set_label("mean attention", fontsize=8.5)
     title(left, str(params["gene"]), "mean attention of the gene to it")
 
     place = np.arange(len(edges))

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scfast.pl._figure import RULE, choose, figure_of, finish, symbols, title
+from scfast.pl._figure import RULE, choose_panels, figure_of, finish, say_left_out, symbols, title
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
 
 CELL, MARGIN = 0.24, 1.3
+#: Inches of a figure of which no groups were named.
+MAX_HEIGHT = 40
 
 
 def rollout_matrix(
@@ -91,7 +93,9 @@ def rollout_matrix(
             f"adata.uns has no rollout matrix named {key!r}: run scfast.tl.rollout_matrix(..., key_added={key!r}) first"
         )
     results: Mapping[str, Any] = adata.uns[key]
-    names = choose([str(name) for name in results["group_names"]], groups)
+    n_targets = len(results["target_names"]) if genes is None else 1 if isinstance(genes, str) else len(genes)
+    known = [str(name) for name in results["group_names"]]
+    names = choose_panels(known, groups, most=max(1, int(MAX_HEIGHT / (CELL * n_targets + MARGIN))))
     if ax is not None and len(names) > 1:
         raise ValueError(f"one ax takes one group, and there are {len(names)}: name one with groups=")
     rows = _places(results["target_names"], genes, "genes")
@@ -102,7 +106,6 @@ def rollout_matrix(
     )
     labels = symbols(adata, gene_symbols)
     targets, read = results["target_names"][rows], results["source_names"][columns]
-    known = [str(name) for name in results["group_names"]]
     shown = 100 * results["mean"][[known.index(name) for name in names]][:, rows][:, :, columns]
     shown[:, targets[:, None] == read] = np.nan
     low, high = limits or (0.0, float(np.nanmax(shown)) if np.isfinite(shown).any() else 1.0)
@@ -113,6 +116,7 @@ def rollout_matrix(
         size = (CELL * len(read) + MARGIN + 0.8, (CELL * len(targets) + MARGIN) * len(names))
         _, grid = plt.subplots(len(names), 1, figsize=size, squeeze=False, layout="constrained")
         axes = list(grid.flat)
+        say_left_out(figure_of(axes[0]), names, known, groups, largest=False)
     for panel, name, values in zip(axes, names, shown, strict=True):
         image = panel.imshow(values, vmin=low, vmax=high, cmap=cmap, aspect="equal", interpolation="nearest")
         panel.set_facecolor(RULE)

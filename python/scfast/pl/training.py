@@ -66,28 +66,39 @@ def training(
     for number, (name, log) in enumerate(named.items()):
         _lines(panel, name, log, COLOURS[number % len(COLOURS)])
     panel.set_xlabel("step", fontsize=8.5)
-    panel.set_ylabel("loss, nats per hidden gene", fontsize=8.5)
+    panel.set_ylabel("loss (nats per hidden gene)", fontsize=8.5)
     plain(panel, "y")
-    panel.legend(frameon=False, fontsize=8)
+    _legend(panel, list(named))
     if own:
         figure_of(panel).get_layout_engine().set(h_pad=0.1, w_pad=0.1)  # type: ignore[call-arg, union-attr]
     finish(panel, own, show, save)
     return panel
 
 
+def _legend(panel: Axes, names: list[str]) -> None:
+    """Above the lines, which fall everywhere: the logs by colour, then the kinds of line that each of them has."""
+    handles, labels = panel.get_legend_handles_labels()
+    kept = {name: handle for handle, name in reversed(list(zip(handles, labels, strict=True)))}
+    shown = [name or "held out" for name in names] + ["training", "without the cell"]
+    columns = 3 if max(map(len, shown)) < 20 else 2 if max(map(len, shown)) < 34 else 1
+    panel.legend(
+        [kept[name] for name in shown], shown,
+        loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=columns, frameon=False, fontsize=8, borderaxespad=0.2,
+    )  # fmt: skip
+
+
 def _lines(panel: Axes, name: str, log: Mapping[str, Any], colour: str) -> None:
     steps = [entry["step"] for entry in log["history"]]
-    of = f", {name}" if name else ""
     panel.plot(
-        steps, [entry["held_out_loss"] for entry in log["history"]], color=colour, label=f"held out{of}"
+        steps, [entry["held_out_loss"] for entry in log["history"]], color=colour, label=name or "held out"
     )
     train_losses = [entry["train_loss"] for entry in log["history"]]
-    panel.plot(steps, train_losses, color=colour, linewidth=0.7, alpha=0.7, label=f"training{of}")
+    panel.plot(steps, train_losses, color=colour, linewidth=0.7, alpha=0.7, label="training")
     baseline = log["unigram_loss"] if "unigram_loss" in log else log["baseline"]["loss"]
     panel.axhline(
         baseline,
         color=colour if name else GREY,
         linewidth=0.9,
         linestyle=(0, (4, 3)),
-        label=f"without the cell{of}",
+        label="without the cell",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ from scfast.report.collect import analyses, digests, section_of
 from scfast.report.content import Report, format_value
 from scfast.report.page import write_page
 from scfast.report.provenance import read, record, versions
+from scfast.report.trainings import FILE, logs_in, section_of_log
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -24,8 +26,8 @@ def write(
     Parameters
     ----------
     results
-        AnnData after any of the tools; or the file it was written to; or the folder that ``scfast run`` or ``scfast
-        demo`` wrote.
+        AnnData after any of the tools; or the file it was written to; or the folder that ``scfast run``, ``grn``,
+        ``enrich``, ``prevalence``, ``demo``, or a training wrote.
     path
         The page. Default: ``report.html`` in the folder of the results.
     title
@@ -55,8 +57,14 @@ def write(
     ('report.html', [])
     """
     about: dict[str, Any] = {}
+    if isinstance(results, (str, Path)) and is_training(Path(results)):
+        folder = Path(results)
+        report, failures = _of_training(folder, title or f"{folder.resolve().name}: training")
+        return write_page(report, folder / "report.html" if path is None else Path(path)), failures
+    logs: list[dict[str, Any]] = []
     if isinstance(results, (str, Path)):
         file = results_file(Path(results))
+        logs = list(logs_in(file.parent)) if Path(results).is_dir() else []
         path = file.parent / "report.html" if path is None else path
         about = read(file.parent)
         name, adata = file.parent.resolve().name if file.stem == "cells" else file.stem, read_results(file)
@@ -65,7 +73,26 @@ def write(
     else:
         name, adata = "", results
     report, failures = make(adata, title=title or f"{name or 'Cells'}: {adata.n_obs:,} cells", about=about)
+    for section, failed in map(section_of_log, logs):
+        report = replace(report, sections=[*report.sections, section], warnings=[*report.warnings, *failed])
+        failures += failed
     return write_page(report, Path(path)), failures
+
+
+def is_training(folder: Path) -> bool:
+    """Whether a folder holds a training, and no results of cells."""
+    return (folder / FILE).is_file() and not any(folder.glob("*.h5ad"))
+
+
+def _of_training(folder: Path, title: str) -> tuple[Report, list[str]]:
+    sections, failures = [], []
+    facts = {"folder": str(folder)}
+    for log in logs_in(folder):
+        section, failed = section_of_log(log)
+        sections.append(section)
+        failures += failed
+        facts["time"] = f"{format_value(float(log.get('seconds', 0.0)))} s"
+    return Report(title, facts, dict(versions()), failures, sections), failures
 
 
 def make(adata: AnnData, *, title: str, about: dict[str, Any] | None = None) -> tuple[Report, list[str]]:

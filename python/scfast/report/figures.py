@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from scfast.report.chapters import Picture
@@ -34,8 +35,6 @@ def draw(adata: AnnData, key: str, picture: Picture, groups: list[str], alt: str
     alt
         What it shows, for those who do not see it.
     """
-    import matplotlib.pyplot as plt
-
     from scfast import pl
 
     if picture.of is not None:
@@ -45,8 +44,15 @@ def draw(adata: AnnData, key: str, picture: Picture, groups: list[str], alt: str
     if picture.by_group and len(groups) > MAX_GROUPS:
         arguments["groups"] = groups[:MAX_GROUPS]
         caption += f" The {MAX_GROUPS} largest of {len(groups)} groups."
-    with plt.rc_context({"svg.hashsalt": key, "svg.fonttype": "path", "interactive": False}):
-        axes = getattr(pl, picture.plot)(adata, show=False, **arguments)
+    return figure_from(lambda: getattr(pl, picture.plot)(adata, show=False, **arguments), key, alt, caption)
+
+
+def figure_from(plot: Callable[[], Any], salt: str, alt: str, caption: str) -> Figure:
+    """What ``plot`` draws, its axes or a list of them, as a picture; ``salt`` makes names within it its own."""
+    import matplotlib.pyplot as plt
+
+    with plt.rc_context({"svg.hashsalt": salt, "svg.fonttype": "path", "interactive": False}):
+        axes = plot()
         figure = (axes[0] if isinstance(axes, list) else axes).get_figure(root=True)
         try:
             return Figure(_uri(figure), alt, caption)

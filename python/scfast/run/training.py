@@ -22,6 +22,7 @@ from scfast.models.text_files import read_json, shown
 from scfast.packing import Packing
 from scfast.run import checkpoint
 from scfast.run.masking import TokenisedCells, random_batches
+from scfast.run.rehearsal import announce
 
 #: Random streams; a step's numbers depend on (seed, stream, step) alone, so a resumed run repeats them.
 SPLIT, EPOCH, MASKING, DROPOUT, HELD_OUT, HEAD, BASELINE = range(7)
@@ -297,6 +298,10 @@ def claim(folder: Path, log: Mapping[str, Any]) -> None:
         raise ValueError(
             f"{folder} holds a model that was not trained there, and would be overwritten: give another folder"
         )
+    announce(
+        log["settings"],
+        "a finished run" if file.exists() else "checkpoints" if (folder / "checkpoints").exists() else None,
+    )
 
 
 def read_log(file: Path) -> dict[str, Any]:
