@@ -119,9 +119,9 @@ def attention_shift(
         say_left_out(figure_of(axes[0]), chosen, known, groups)
     for panel, (name, group, cosines) in zip(axes, panels, strict=True):
         image = panel.imshow(cosines, vmin=low, vmax=high, cmap=cmap, aspect="equal", interpolation="nearest")
-        panel.set_anchor("W")  # its title is wider than a few heads
         _decorate(panel, cosines.shape, [name] * (len(names) > 1) + [group] * (len(known) > 1))
-    bar = figure_of(axes[0]).colorbar(image, ax=axes, shrink=0.8, pad=0.02, aspect=60)
+    # panels keep to the left of their place: a title is wider than a few heads
+    bar = figure_of(axes[0]).colorbar(image, ax=axes, shrink=0.8, pad=0.02, aspect=60, panchor=(0, 0.5))
     bar.set_label("cosine of the maps", fontsize=8.5)
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)
