@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+from pathlib import Path
 
 project = "scfast"
 author = copyright = "The scfast developers"
@@ -51,6 +52,7 @@ os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # of the notebooks'
 def setup(app):
     """Called by Sphinx."""
     app.connect("autodoc-process-docstring", bars_are_text)
+    app.connect("source-read", with_unreleased_changes)
 
 
 def bars_are_text(app, what, name, obj, options, lines):
@@ -59,3 +61,14 @@ def bars_are_text(app, what, name, obj, options, lines):
         lines[number] = "``".join(
             part if place % 2 else part.replace("|", r"\|") for place, part in enumerate(line.split("``"))
         )
+
+
+def with_unreleased_changes(app, page, source):
+    """What no release holds yet, from a file for each change."""
+    if page != "changelog":
+        return
+    folder, text = Path(app.srcdir).parent / "changelog.d", ""
+    for kind in ("added", "changed", "removed", "fixed", "security"):
+        items = [path.read_text() for path in sorted(folder.glob(f"+*.{kind}.md"))]
+        text += "\n".join([f"### {kind.capitalize()}\n", *items, ""]) if items else ""
+    source[0] = source[0].replace("UNRELEASED", text or "Nothing yet.\n")
