@@ -88,7 +88,7 @@ def peak(path):
 
 
 @pytest.mark.parametrize("name", ["cells.h5ad", "cells.zarr"])
-def test_a_cell_costs_few_bytes(name, tmp_path, monkeypatch, threads):
+def test_a_cell_costs_few_bytes(name, tmp_path, monkeypatch):
     torch.set_num_threads(1)
     monkeypatch.setattr(runner, "AHEAD_TOKENS", 2**15)
     monkeypatch.setattr("scfast.run.stored.POINTERS_AT_ONCE", 1024)
