@@ -191,9 +191,8 @@ def test_rows_that_could_not_be_run_have_an_exit_code_and_another_chance(
     assert "2 shards could not be run" in result.output
     assert (tmp_path / "cells.h5ad").exists()
     assert "cosmic rays" in invoke("status", tmp_path, "--text")
-    with pytest.warns(
-        UserWarning, match="rows 10 to 19 could not be run"
-    ):  # still, though nothing is wrong any more
+    # still, though nothing is wrong any more
+    with pytest.warns(UserWarning, match="rows 10 to 19 could not be run"):
         assert CliRunner().invoke(cli, arguments(data, model, tmp_path)).exit_code == 3
     before = {path: path.stat().st_ino for path in tmp_path.glob("run/*/shard-*")}
     seen = []
@@ -209,7 +208,7 @@ def test_rows_that_could_not_be_run_have_an_exit_code_and_another_chance(
 def test_another_instruction_set_is_refused(data, model, capsys, tmp_path):
     here, (*_, generic) = _kernels.instruction_set(), _kernels.instruction_sets()
     if here == generic:
-        pytest.skip("this machine has one instruction set alone")
+        pytest.skip("this machine has one instruction set alone, so there is no other to refuse")
     invoke(*arguments(data, model, tmp_path, "--part", "0/2"))
     for more in (["--part", "1/2"], []):
         _kernels.use_instruction_set(generic)
