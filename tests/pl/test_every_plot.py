@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.axis import Axis
-from matplotlib.colors import to_rgb
+from matplotlib.colors import to_rgb, to_rgba_array
 from matplotlib.legend import Legend
 from matplotlib.ticker import ScalarFormatter
 
@@ -106,16 +106,8 @@ def look(colour_of):
 
 def colour_of(handle):
     for name in ("get_facecolor", "get_color", "get_edgecolor"):
-        if hasattr(handle, name):
-            value = np.atleast_2d(
-                np.asarray(
-                    [to_rgb(c) for c in np.atleast_1d(getattr(handle, name)())]
-                    if isinstance(getattr(handle, name)(), str)
-                    else getattr(handle, name)()
-                )
-            )
-            if value.size:
-                return tuple(value[0][:3])
+        if hasattr(handle, name) and len(colours := to_rgba_array(getattr(handle, name)())):
+            return tuple(colours[0][:3])
     return None
 
 
@@ -236,29 +228,43 @@ def covered(figure):
     """Legends and axes on top of other axes."""
     boxes = [(axes.get_title(loc="left") or "axes", axes.get_window_extent()) for axes in figure.axes]
     for (one, box), (other, second) in itertools.combinations(boxes, 2):
-        if (
-            box.x0 < second.x1 - 1
-            and second.x0 < box.x1 - 1
-            and box.y0 < second.y1 - 1
-            and second.y0 < box.y1 - 1
-        ):
+        if meet(box, second):
             yield f"the panels {one!r} and {other!r} are on top of each other"
     straight = [(text, box) for text, box in shown_texts(figure) if text.get_rotation() % 90 == 0]
     for (text, box), axes in itertools.product(straight, figure.axes):
-        other = axes.get_window_extent()
-        across = box.x0 < other.x1 - 1 and other.x0 < box.x1 - 1
-        if text.axes not in (axes, None) and across and box.y0 < other.y1 - 1 and other.y0 < box.y1 - 1:
+        if text.axes not in (axes, None) and meet(box, axes.get_window_extent()):
             yield f"{text.get_text()!r} lies on another panel"
     for legend in [*figure.legends, *(axes.get_legend() for axes in figure.axes if axes.get_legend())]:
-        frame = legend.get_window_extent()
         for name, box in boxes:
-            if (
-                frame.x0 < box.x1 - 1
-                and box.x0 < frame.x1 - 1
-                and frame.y0 < box.y1 - 2
-                and box.y0 < frame.y1 - 2
-            ):
+            if meet(legend.get_window_extent(), box, height=2):
                 yield f"a legend lies on {name!r}"
+
+
+def meet(one, other, height=1):
+    """Whether boxes share more than a pixel across and ``height`` pixels up."""
+    across = one.x0 < other.x1 - 1 and other.x0 < one.x1 - 1
+    return across and one.y0 < other.y1 - height and other.y0 < one.y1 - height
+
+
+def test_what_is_wrong_is_seen():
+    figure, (left, right) = plt.subplots(1, 2)
+    left.set_xlabel("length")
+    left.text(0.1, 0.5, "one text")
+    left.text(0.12, 0.5, "another text")
+    left.text(0.1, 0.8, "too small", fontsize=4)
+    right.set_xlabel("tokens")
+    right.text(0.9, 0.5, "a text that leaves the page")
+    right.text(0.1, 0.8, "hardly there", color="#cccccc")
+    right.plot([0, 1], [0, 1], color="#d00000", label="red")
+    right.plot([0, 1], [1, 0], color="#cd0505", label="also red")
+    right.legend()
+    found = "\n".join(problems(figure))
+    plt.close(figure)
+    for words in (
+        "on top of each other", "letters of 4.0 points", "is cut off", "'hardly there' has a contrast",
+        "'length' has no unit", "has no label", "'red' and 'also red' look alike", "a legend lies on",
+    ):  # fmt: skip
+        assert words in found, found
 
 
 def test_every_plot_is_in_the_gallery():
