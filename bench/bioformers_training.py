@@ -25,9 +25,9 @@ from scfast.attention import LayerAttention, Recorder
 from scfast.models.base import Tokens
 from scfast.models.bioformers import BioformersSource, create
 from scfast.models.bioformers_network import BioformersNetwork
-from scfast.run.bioformers import Trainable
-from scfast.run.masked_values import MaskedValues, mask_values
-from scfast.run.training import adamw
+from scfast.train.bioformers import Trainable
+from scfast.train.fit import adamw
+from scfast.train.masked_values import MaskedValues, mask_values
 
 OURS, SAME, MODULES = "scfast", "the same model on torch SDPA", "torch's encoder layers"
 GENES = 1000

@@ -27,8 +27,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, BertConfig,
 import scfast
 from end_to_end import write_checkpoint
 from machine import RESULTS, cores, describe
-from scfast.run.masked_loss import masked_loss
-from scfast.run.masking import MaskedBatch, TokenisedCells, mask_batch, random_batches
+from scfast.train.masked_loss import masked_loss
+from scfast.train.masking import MaskedBatch, TokenisedCells, mask_batch, random_batches
 
 OURS, PACKED, PADDED = "scfast, packed", "torch SDPA, packed", "torch SDPA, padded"
 IMPLEMENTATION = {OURS: "scfast", PACKED: "sdpa_by_cell", PADDED: "sdpa"}

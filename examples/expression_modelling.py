@@ -19,7 +19,7 @@ from _findings import Part, as_markdown, as_text, told, verdict
 
 import scfast
 from scfast.cli.console import Console, json_option
-from scfast.run.bioformers import SCORES
+from scfast.train.bioformers import SCORES
 
 CELLS, LABEL = "cells/pbmc_facs.h5ad", "celltype"
 MODEL, EXPECTED = "BioFormers", "BioFormers, expected bin"

@@ -224,7 +224,7 @@ def baselines(kang: ad.AnnData, tested: str) -> dict[str, dict[str, Any]]:
     """What needs no transformer: the commoner class, one gene with a threshold, and logistic regression."""
     from sklearn.linear_model import LogisticRegression
 
-    from scfast.run.scores import classification_scores, confusion_matrix
+    from scfast.train.scores import classification_scores, confusion_matrix
 
     counts = np.asarray(kang.X.todense())
     logged = np.log1p(1e4 * counts / counts.sum(1, keepdims=True))

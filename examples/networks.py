@@ -21,7 +21,7 @@ from expression_modelling import TRAINING as BINS_TRAINING
 
 import scfast
 from scfast.cli.console import Console, json_option
-from scfast.run.bioformers import SCORES
+from scfast.train.bioformers import SCORES
 
 BLOOD, KANG = "cells/pbmc_facs.h5ad", "cells/kang_ifnb_labelled.h5ad"
 REFERENCES = {"CollecTRI": "grn/collectri_human.csv.gz", "TRRUST": "grn/trrust_rawdata.human.tsv"}

@@ -14,7 +14,7 @@ from _findings import Part, as_markdown, told, verdict
 
 import scfast
 from scfast.cli.console import Console, json_option
-from scfast.run.perturbation_scores import METRICS, halves, most_changed, pearson
+from scfast.train.perturbation_scores import METRICS, halves, most_changed, pearson
 
 #: Training of every model, which ends after three passes over the cells without a lower validation loss.
 TRAINING: dict[str, Any] = {

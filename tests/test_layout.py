@@ -33,7 +33,7 @@ FLOORS = {
     "packing": 2.0, "maps": 2.0, "reference": 2.1, "ops": 2.2,
     "attention": 3, "observables": 3, "models": 3,
     "analyses": 4,
-    "run": 5,
+    "run": 5, "train": 5,
     "pp": 6, "tl": 6, "pl": 6, "io": 6, "datasets": 6, "report": 6,
     "bench": 6, "cli": 6, "demo": 6, "doctor": 6, "__main__": 6,
 }  # fmt: skip

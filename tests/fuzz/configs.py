@@ -11,7 +11,7 @@ from scfast.models import bioformers, checkpoint
 from scfast.models.bert_shape import BertShape
 from scfast.models.scgpt_tokens import check_vocabulary
 from scfast.models.scgpt_weights import ScgptShape
-from scfast.run import training
+from scfast.train import fit as training
 from tests.fuzz.harness import Way
 
 BERT = {

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 import scfast
-from scfast.run.scores import classification_scores
+from scfast.train.scores import classification_scores
 from tests.toy import BACKEND, toy_adata, toy_source
 
 #: Groups that the tools really see; further ones are copies under names of their own.

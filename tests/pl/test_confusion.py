@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import scfast
-from scfast.run.scores import classification_scores
+from scfast.train.scores import classification_scores
 
 matplotlib.use("Agg")
 

@@ -16,7 +16,7 @@ from scfast.cli.analyses import ANALYSES
 from scfast.report import collect, content
 from scfast.report.chapters import CHAPTERS, chapter_of
 from scfast.report.page import render
-from scfast.run.scores import classification_scores
+from scfast.train.scores import classification_scores
 from tests.toy import BACKEND, toy_adata, toy_source
 
 HOSTILE = "</script><img src=x onerror=alert(1)>&\"'{{ 7 * 7 }}"

@@ -11,9 +11,9 @@ import pytest
 from scipy import sparse
 
 import scfast
-from scfast.run.bioformers import SCORES
 from scfast.tl._model_verdict import model_verdict
 from scfast.tl.expression_modelling import share
+from scfast.train.bioformers import SCORES
 
 OURS = ["BioFormers", "BioFormers, expected bin"]
 BLIND = ["the gene's bin frequencies", "the gene's mean"]

@@ -78,8 +78,8 @@ def command(
     from scfast import tl
     from scfast.cli.data import load
     from scfast.cli.rehearsed import maybe_rehearsal, show_rehearsal
-    from scfast.run.perturbed_cells import SPLITS
     from scfast.tl.train_perturbation import progress_line
+    from scfast.train.perturbed_cells import SPLITS
 
     console = Console(as_json)
     adata = load(data)

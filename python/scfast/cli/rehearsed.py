@@ -29,8 +29,8 @@ TOLD = (
 
 
 def maybe_rehearsal(wanted: bool) -> AbstractContextManager[dict[str, Any]]:
-    """:func:`scfast.run.rehearsal.rehearsal`, or nothing."""
-    from scfast.run.rehearsal import rehearsal
+    """:func:`scfast.train.rehearsal.rehearsal`, or nothing."""
+    from scfast.train.rehearsal import rehearsal
 
     return rehearsal() if wanted else nullcontext({})
 

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from scfast.pl._figure import COLOURS, GREY, INK, figure_of, finish, make_panels, plain
-from scfast.run.perturbation_scores import METRICS
 from scfast.tl.train_perturbation import perturbation_summary
+from scfast.train.perturbation_scores import METRICS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

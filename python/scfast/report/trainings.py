@@ -54,7 +54,7 @@ def logs_in(folder: Path) -> Iterator[dict[str, Any]]:
     ValueError
         When a file is no log.
     """
-    from scfast.run.training import read_log
+    from scfast.train.fit import read_log
 
     for place in PLACES:
         if (file := folder / place / FILE).is_file():

@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from scfast.run.bioformers import SCORES
-from scfast.run.expression import LINEAR, LINEAR_MASKED, MODEL_MEAN
+from scfast.train.bioformers import SCORES
+from scfast.train.expression import LINEAR, LINEAR_MASKED, MODEL_MEAN
 
 LOG = "training_log.json"
 #: Scores that the model must win beside a linear baseline: the first alone rewards who never guesses 0, the second who

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from scfast.run.split import PARTS, TEST, TRAIN, VALIDATION, take_cells, take_groups
 from scfast.tl._labels import Labelled, require_classes
+from scfast.train.split import PARTS, TEST, TRAIN, VALIDATION, take_cells, take_groups
 
 
 def choose_parts(

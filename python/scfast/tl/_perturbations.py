@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from scfast.run.perturbed_cells import Design
+from scfast.train.perturbed_cells import Design
 
 if TYPE_CHECKING:
     from anndata import AnnData

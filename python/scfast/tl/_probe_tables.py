@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from scfast.run.scores import f1_scores
 from scfast.tl._labels import Labelled
 from scfast.tl._probes import Design, Probes, Tested, macro_f1
 from scfast.tl._read_places import Place
 from scfast.tl._tables import categorical
+from scfast.train.scores import f1_scores
 
 
 def probe_tables(

@@ -11,8 +11,8 @@ import numpy as np
 from scfast.analyses import StateGram, StateSums, Strata
 from scfast.analyses.discriminant import Discriminant, fit_discriminant
 from scfast.analyses.state_sums import symmetric
-from scfast.run.scores import confusion_matrix, f1_scores
 from scfast.tl._logistic import fit_logistic, standardise
+from scfast.train.scores import confusion_matrix, f1_scores
 
 Sums = StateSums | StateGram
 

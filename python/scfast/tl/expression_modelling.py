@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 
 from scfast.models.bioformers import load
-from scfast.run.bioformers import SCORES, Settings, cells_fingerprint
-from scfast.run.checkpoint import write_atomically
-from scfast.run.expression import Guesses, guess
 from scfast.tl._inputs import get_counts
 from scfast.tl.train_bioformers import _tokens
+from scfast.train.bioformers import SCORES, Settings, cells_fingerprint
+from scfast.train.checkpoint import write_atomically
+from scfast.train.expression import Guesses, guess
 
 if TYPE_CHECKING:
     import torch

@@ -14,15 +14,15 @@ from scfast.models.base import AttentionSource, TokenKind
 from scfast.models.geneformer import GeneformerSource
 from scfast.models.heads import new_classifier
 from scfast.run import Counts
-from scfast.run import finetune as training
-from scfast.run.classifier import Freeze, LabelledCells
-from scfast.run.masking import TokenisedCells
-from scfast.run.split import TRAIN
-from scfast.run.training import HEAD, SPLIT, Epochs, Progress, rng
 from scfast.tl._inputs import check_share, get_counts, get_source
 from scfast.tl._labels import Labelled, label_cells, require_classes
 from scfast.tl._parts import cells_by_part, choose_parts, group_of_cells, groups_by_part
 from scfast.tl._tokens import token_blocks
+from scfast.train import finetune as training
+from scfast.train.classifier import Freeze, LabelledCells
+from scfast.train.fit import HEAD, SPLIT, Epochs, Progress, rng
+from scfast.train.masking import TokenisedCells
+from scfast.train.split import TRAIN
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -15,10 +15,10 @@ from scfast import models
 from scfast.models.bioformers import BioformersSource
 from scfast.models.bioformers_conditions import names_of
 from scfast.run.device import default_device, resolve_device
-from scfast.run.perturbation import predict
 from scfast.tl._inputs import get_counts
 from scfast.tl._perturbations import parts_of_name
 from scfast.tl.train_bioformers import _tokens
+from scfast.train.perturbation import predict
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -15,11 +15,11 @@ from scfast import models
 from scfast.models.dictionaries import Dictionaries
 from scfast.pp import gene_medians
 from scfast.run import Counts
-from scfast.run import pretrain as training
-from scfast.run.masking import TokenisedCells
-from scfast.run.training import steps_of_epochs, write_model
 from scfast.tl._inputs import check_share, get_counts
 from scfast.tl._tokens import token_blocks
+from scfast.train import pretrain as training
+from scfast.train.fit import steps_of_epochs, write_model
+from scfast.train.masking import TokenisedCells
 
 if TYPE_CHECKING:
     from anndata import AnnData

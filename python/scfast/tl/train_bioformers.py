@@ -16,12 +16,12 @@ from scfast.models.bioformers_tokens import Binning
 from scfast.models.counts import totals_of
 from scfast.packing import Packing
 from scfast.run import Counts
-from scfast.run import bioformers as training
 from scfast.run.device import default_device, resolve_device
-from scfast.run.precision import resolve_precision
-from scfast.run.training import steps_of_epochs
 from scfast.tl._inputs import check_share, get_counts
 from scfast.tl._tokens import token_blocks
+from scfast.train import bioformers as training
+from scfast.train.fit import steps_of_epochs
+from scfast.train.precision import resolve_precision
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -16,15 +16,15 @@ from scfast.models.bioformers import create
 from scfast.models.bioformers_tokens import Binning
 from scfast.models.counts import totals_of
 from scfast.run import Counts
-from scfast.run import perturbation as training
 from scfast.run.device import default_device, resolve_device
-from scfast.run.perturbation_scores import summarise
-from scfast.run.perturbed_cells import PerturbedCells, choose, parts_of
-from scfast.run.precision import resolve_precision
-from scfast.run.training import SPLIT, Epochs, rng
 from scfast.tl._inputs import check_share, get_counts
 from scfast.tl._perturbations import get_design
 from scfast.tl.train_bioformers import PRESETS, _chosen, _tokens
+from scfast.train import perturbation as training
+from scfast.train.fit import SPLIT, Epochs, rng
+from scfast.train.perturbation_scores import summarise
+from scfast.train.perturbed_cells import PerturbedCells, choose, parts_of
+from scfast.train.precision import resolve_precision
 
 if TYPE_CHECKING:
     from anndata import AnnData

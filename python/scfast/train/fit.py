@@ -20,9 +20,9 @@ from safetensors.torch import save_file
 from scfast.models.checkpoint import WEIGHT_FILES
 from scfast.models.text_files import read_json, shown
 from scfast.packing import Packing
-from scfast.run import checkpoint
-from scfast.run.masking import TokenisedCells, random_batches
-from scfast.run.rehearsal import announce
+from scfast.train import checkpoint
+from scfast.train.masking import TokenisedCells, random_batches
+from scfast.train.rehearsal import announce
 
 #: Random streams; a step's numbers depend on (seed, stream, step) alone, so a resumed run repeats them.
 SPLIT, EPOCH, MASKING, DROPOUT, HELD_OUT, HEAD, BASELINE = range(7)

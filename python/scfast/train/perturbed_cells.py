@@ -11,8 +11,8 @@ from scipy import sparse
 
 from scfast.models.base import TokenKind, Tokens
 from scfast.models.bioformers_conditions import external_of
-from scfast.run.masked_values import MaskedValues
-from scfast.run.split import TEST, TRAIN, VALIDATION, take_cells
+from scfast.train.masked_values import MaskedValues
+from scfast.train.split import TEST, TRAIN, VALIDATION, take_cells
 
 #: What may be held out, beside names.
 SPLITS = ("combinations", "perturbations")
@@ -194,7 +194,7 @@ class PerturbedCells:
     design
         Which cell was perturbed how.
     part
-        int64 [N]: :data:`scfast.run.split.TRAIN`, VALIDATION or TEST.
+        int64 [N]: :data:`scfast.train.split.TRAIN`, VALIDATION or TEST.
     rows, marked
         External tokens of every perturbation, and ``tokens.ids`` of the genes that it marks.
     mark

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from scfast.run.scores import classification_scores, confusion_matrix, f1_scores, wilson_interval
+from scfast.train.scores import classification_scores, confusion_matrix, f1_scores, wilson_interval
 
 
 @pytest.mark.parametrize("n_classes", [2, 3, 5])

@@ -9,9 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from scfast.run.masked_loss import evaluate, gain_over_unigram, log_frequencies, masked_loss, unigram_loss
-from scfast.run.masking import MaskedBatch, TokenisedCells, mask_batch, random_batches
-from scfast.run.training import (
+from scfast.train.fit import (
     HELD_OUT,
     MASKING,
     SPLIT,
@@ -27,6 +25,8 @@ from scfast.run.training import (
     remove_run,
     rng,
 )
+from scfast.train.masked_loss import evaluate, gain_over_unigram, log_frequencies, masked_loss, unigram_loss
+from scfast.train.masking import MaskedBatch, TokenisedCells, mask_batch, random_batches
 
 #: Special tokens of Geneformer V1; genes follow.
 PAD, MASK, N_SPECIAL = 0, 1, 2

@@ -19,9 +19,9 @@ from scfast.models.base import TokenKind, Tokens
 from scfast.models.bioformers import BioformersSource, Inputs
 from scfast.models.bioformers_network import BioformersNetwork, BioformersShape
 from scfast.models.bioformers_tokens import Binning
-from scfast.run.bioformers import Trainable, settings_for, split, train
-from scfast.run.masked_values import MaskedValues, bin_frequencies, mask_values, score
-from scfast.run.precision import autocast
+from scfast.train.bioformers import Trainable, settings_for, split, train
+from scfast.train.masked_values import MaskedValues, bin_frequencies, mask_values, score
+from scfast.train.precision import autocast
 from tests.models.torch_bioformers import TorchBioformers
 
 N_GENES, N_BINS = 20, 6

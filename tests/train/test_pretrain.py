@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from scfast.run import pretrain as training
-from scfast.run.masking import TokenisedCells
+from scfast.train import pretrain as training
+from scfast.train.masking import TokenisedCells
 
 PRESET = training.Preset(1, 2, 16, 32, context=64, batch_tokens=200, lr=5e-3, steps=12, count_noise=0.5)
 N_GENES = 20

@@ -10,9 +10,9 @@ from torch.nn.functional import cross_entropy
 
 from scfast.models.base import Tokens
 from scfast.models.bioformers import BioformersSource
-from scfast.run.bioformers import Settings, Trainable, held_out_batches, mask_passes, split
-from scfast.run.linear_guesses import LinearGuesses, fit_complete, fit_masked, most_correlated
-from scfast.run.masked_values import MaskedValues, bin_frequencies
+from scfast.train.bioformers import Settings, Trainable, held_out_batches, mask_passes, split
+from scfast.train.linear_guesses import LinearGuesses, fit_complete, fit_masked, most_correlated
+from scfast.train.masked_values import MaskedValues, bin_frequencies
 
 MODEL, MODEL_MEAN = "BioFormers", "BioFormers, expected bin"
 FREQUENCIES, MEAN = "the gene's bin frequencies", "the gene's mean"

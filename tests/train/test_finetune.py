@@ -13,11 +13,11 @@ from torch.nn.utils.rnn import pad_sequence
 from scfast import Packing, models
 from scfast.models.geneformer import GeneformerSource
 from scfast.models.heads import new_classifier
-from scfast.run import finetune as training
-from scfast.run.classifier import Classifier, LabelledCells, class_logits, freeze
-from scfast.run.masking import TokenisedCells
-from scfast.run.split import TEST, TRAIN, VALIDATION
-from scfast.run.training import adamw, learning_rate, packed_states
+from scfast.train import finetune as training
+from scfast.train.classifier import Classifier, LabelledCells, class_logits, freeze
+from scfast.train.fit import adamw, learning_rate, packed_states
+from scfast.train.masking import TokenisedCells
+from scfast.train.split import TEST, TRAIN, VALIDATION
 from tests.models import fixtures
 
 CLASSES = ("low", "high")

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from scfast.run.masking import MaskedBatch, TokenisedCells
-from scfast.run.training import packed_states
+from scfast.train.fit import packed_states
+from scfast.train.masking import MaskedBatch, TokenisedCells
 
 
 def masked_loss(model: torch.nn.Module, batch: MaskedBatch, reduction: str = "mean") -> torch.Tensor:

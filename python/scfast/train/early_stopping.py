@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 class EarlyStopping:
     """Keeps the trained weights of the lowest value of a figure, and says when to stop waiting for a lower one.
 
-    The ``enough`` of :func:`scfast.run.training.fit`. The file lies beside the checkpoints, so a resumed run finds it.
+    The ``enough`` of :func:`scfast.train.fit.fit`. The file lies beside the checkpoints, so a resumed run finds it.
 
     Parameters
     ----------

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scfast.run.masking import TokenisedCells, mask_batch, random_batches
+from scfast.train.masking import TokenisedCells, mask_batch, random_batches
 
 RULE = {"rate": 0.15, "vocabulary_size": 50, "mask": 1, "n_special": 2}
 

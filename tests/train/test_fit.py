@@ -3,8 +3,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from scfast.run.training import Epochs, learning_rate
-from tests.run.test_pretrain import settings
+from scfast.train.fit import Epochs, learning_rate
+from tests.train.test_pretrain import settings
 
 
 def test_learning_rate_warms_up_and_decays():

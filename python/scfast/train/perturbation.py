@@ -17,17 +17,10 @@ from torch.nn.functional import cross_entropy
 from scfast.models.base import TokenKind, Tokens
 from scfast.models.bioformers import BioformersSource
 from scfast.models.bioformers_network import BioformersNetwork
-from scfast.run.bioformers import Trainable
-from scfast.run.checkpoint import write_atomically
-from scfast.run.early_stopping import EarlyStopping
-from scfast.run.masked_values import MaskedValues
-from scfast.run.masking import random_batches
-from scfast.run.perturbation_baselines import predictions
-from scfast.run.perturbation_scores import correlations, halves, most_changed, table_of
-from scfast.run.perturbed_cells import PerturbedCells, Split, under
-from scfast.run.precision import autocast
-from scfast.run.split import TEST, TRAIN, VALIDATION
-from scfast.run.training import (
+from scfast.train.bioformers import Trainable
+from scfast.train.checkpoint import write_atomically
+from scfast.train.early_stopping import EarlyStopping
+from scfast.train.fit import (
     BASELINE,
     HELD_OUT,
     MASKING,
@@ -43,6 +36,13 @@ from scfast.run.training import (
     remove_run,
     rng,
 )
+from scfast.train.masked_values import MaskedValues
+from scfast.train.masking import random_batches
+from scfast.train.perturbation_baselines import predictions
+from scfast.train.perturbation_scores import correlations, halves, most_changed, table_of
+from scfast.train.perturbed_cells import PerturbedCells, Split, under
+from scfast.train.precision import autocast
+from scfast.train.split import TEST, TRAIN, VALIDATION
 
 #: Entries of a gene in a bin that its own mean level is outweighed by that of the bin.
 SHRINKAGE = 10.0
@@ -89,7 +89,7 @@ def train(
     Every step pairs perturbed cells with random control cells of their context: from the control's bins and the
     perturbation the bins of the perturbed cell are guessed, cross-entropy over every gene. Unperturbed cells are
     guessed from other ones. After each epoch fixed pairs of the validation part are scored; the weights of the lowest
-    loss are kept. Killed runs continue as those of :func:`scfast.run.bioformers.train` do.
+    loss are kept. Killed runs continue as those of :func:`scfast.train.bioformers.train` do.
 
     Parameters
     ----------

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch.nn.functional import mse_loss
 
-from scfast.run.perturbed_cells import Design, PerturbedCells
-from scfast.run.split import TEST, TRAIN, VALIDATION
-from scfast.run.training import BASELINE, rng
+from scfast.train.fit import BASELINE, rng
+from scfast.train.perturbed_cells import Design, PerturbedCells
+from scfast.train.split import TEST, TRAIN, VALIDATION
 
 #: Width of the two hidden layers, cells per step, learning rate, epochs at most, and epochs of patience.
 WIDTH, BATCH, RATE, EPOCHS, PATIENCE = 128, 64, 1e-3, 200, 10

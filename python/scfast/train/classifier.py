@@ -11,8 +11,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from scfast.packing import Packing
-from scfast.run.masking import TokenisedCells
-from scfast.run.training import packed_states
+from scfast.train.fit import packed_states
+from scfast.train.masking import TokenisedCells
 
 #: What is not trained: nothing; embeddings and the first N layers; embeddings and all layers.
 Freeze = int | Literal["none", "all"]
@@ -29,7 +29,7 @@ class LabelledCells:
     labels
         int64 [B]: classes, from 0.
     parts
-        int8 [B]: TRAIN, VALIDATION or TEST of :mod:`scfast.run.split`.
+        int8 [B]: TRAIN, VALIDATION or TEST of :mod:`scfast.train.split`.
     names
         [B]: what the table of predictions calls the cells.
     """

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from scfast.run import precision
-from scfast.run.precision import resolve_precision
+from scfast.train import precision
+from scfast.train.precision import resolve_precision
 
 CPU = torch.device("cpu")
 

@@ -11,11 +11,9 @@ import pandas as pd
 import torch
 
 from scfast.models.dictionaries import Dictionaries
-from scfast.run.classifier import Classifier, Freeze, LabelledCells
-from scfast.run.early_stopping import EarlyStopping
-from scfast.run.scores import classification_scores, confusion_matrix, f1_scores
-from scfast.run.split import PARTS, TEST, TRAIN, VALIDATION
-from scfast.run.training import (
+from scfast.train.classifier import Classifier, Freeze, LabelledCells
+from scfast.train.early_stopping import EarlyStopping
+from scfast.train.fit import (
     Epochs,
     Progress,
     adamw,
@@ -29,6 +27,8 @@ from scfast.run.training import (
     identity,
     remove_run,
 )
+from scfast.train.scores import classification_scores, confusion_matrix, f1_scores
+from scfast.train.split import PARTS, TEST, TRAIN, VALIDATION
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def finetune(
 
     AdamW with linear warm-up and cosine decay on cells laid end to end without padding. After each epoch the
     validation loss is taken; the weights of the lowest are kept, and scored on the test cells once. Killed runs
-    continue as those of :func:`scfast.run.pretrain.pretrain` do.
+    continue as those of :func:`scfast.train.pretrain.pretrain` do.
 
     Parameters
     ----------
@@ -92,7 +92,7 @@ def finetune(
     Returns
     -------
     The training log: ``settings``, ``history``, ``best`` (the entry of the history whose weights are kept),
-    ``validation`` and ``test`` (:func:`scfast.run.scores.classification_scores`).
+    ``validation`` and ``test`` (:func:`scfast.train.scores.classification_scores`).
     """
     log: dict[str, Any] = identity(
         settings,

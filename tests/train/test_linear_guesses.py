@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from scfast.run.linear_guesses import RIDGE, fit_complete, fit_masked, most_correlated
+from scfast.train.linear_guesses import RIDGE, fit_complete, fit_masked, most_correlated
 
 N_CELLS, N_GENES, K = 60, 7, 4
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from scfast.run.early_stopping import EarlyStopping
+from scfast.train.early_stopping import EarlyStopping
 
 
 def test_the_best_weights_come_back_and_patience_ends_the_run(tmp_path: Path) -> None:

@@ -16,11 +16,11 @@ from scipy import sparse, stats
 import scfast
 from scfast.models.bioformers import create
 from scfast.models.bioformers_tokens import Binning
-from scfast.run.perturbation import SHRINKAGE, level_table, predict
-from scfast.run.perturbation_baselines import Perceptron
-from scfast.run.perturbation_scores import METRICS, correlations, halves, most_changed, pearson, summarise
-from scfast.run.perturbed_cells import Design, PerturbedCells, choose, parts_of
-from scfast.run.split import TEST, TRAIN, VALIDATION
+from scfast.train.perturbation import SHRINKAGE, level_table, predict
+from scfast.train.perturbation_baselines import Perceptron
+from scfast.train.perturbation_scores import METRICS, correlations, halves, most_changed, pearson, summarise
+from scfast.train.perturbed_cells import Design, PerturbedCells, choose, parts_of
+from scfast.train.split import TEST, TRAIN, VALIDATION
 
 GENES = ["A", "B", "C", "D"]
 NAMES, PARTS = ("control", "A", "X", "A+X"), ((), ("A",), ("X",), ("A", "X"))

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scfast.run.split import take_cells, take_groups
+from scfast.train.split import take_cells, take_groups
 
 
 def rng(seed: int = 0) -> np.random.Generator:

@@ -17,12 +17,9 @@ from scfast.attention import Recorder
 from scfast.models.base import Tokens
 from scfast.models.bioformers import BioformersSource
 from scfast.models.bioformers_network import BioformersNetwork
-from scfast.run.checkpoint import write_atomically
-from scfast.run.early_stopping import EarlyStopping
-from scfast.run.masked_values import MaskedValues, bin_frequencies, mask_values, score
-from scfast.run.masking import random_batches
-from scfast.run.precision import autocast
-from scfast.run.training import (
+from scfast.train.checkpoint import write_atomically
+from scfast.train.early_stopping import EarlyStopping
+from scfast.train.fit import (
     BASELINE,
     HELD_OUT,
     MASKING,
@@ -39,6 +36,9 @@ from scfast.run.training import (
     remove_run,
     rng,
 )
+from scfast.train.masked_values import MaskedValues, bin_frequencies, mask_values, score
+from scfast.train.masking import random_batches
+from scfast.train.precision import autocast
 
 #: Mask ratio and non-zero share of the fixed mask that held-out cells are scored on, whatever was trained with.
 HELD_OUT_MASK = {"rate": 0.1, "nonzero": 0.5}
