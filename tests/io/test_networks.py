@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 
 import anndata
 import networkx
@@ -74,6 +75,30 @@ def test_what_is_no_reference(reference, error, says):
         to_network(reference)
 
 
+@pytest.mark.parametrize(
+    ("text", "name", "says"),
+    [
+        (
+            "regulon\ttargets\tweight\nMYC\tTERT;BAX\t1\n",
+            "collectri.tsv",
+            "cannot be told from the first line",
+        ),
+        ("AATF\tBAX\t22\tRepression\n", "trrust.tsv", "cannot be told from the first line"),
+        ("AATF BAX Repression 22\n", "trrust.txt", "cannot be told from the first line"),
+        ("Target_genes\tSRX1|K-562\nISG15\t412.5\n", "STAT1.5.tsv", "'REGULATOR|Average'; got"),
+        ("Target_genes\nISG15\n", "STAT1.5.tsv", "'REGULATOR|Average'; got"),
+        ("Target_genes\tSTAT1|Average\n", "STAT1.5.tsv", "holds no edge"),
+        ("", "empty.csv", "cannot be told from the first line"),
+        ("source,target\n,\n", "blank.csv", "holds no edge"),
+        ("source,target\nA\0,B\n", "bytes.csv", "is no text file"),
+    ],
+)
+def test_tables_of_other_forms(tmp_path, text, name, says):
+    with pytest.raises(ValueError, match=re.escape(says)) as error:
+        read(tmp_path, text, name)
+    assert name in str(error.value)
+
+
 def test_what_is_no_table(tmp_path):
     with pytest.raises(ValueError, match="cannot be told"):
         read(tmp_path, "A\tB\tC\tD\n")
@@ -104,6 +129,37 @@ def test_edges_are_written(tmp_path, ending):
     assert sorted(found) == [("a", "c", -2, -2), ("b", "c", 1, 1)]
 
 
+@pytest.mark.parametrize("ending", ["csv", "parquet", "graphml"])
+def test_a_file_that_is_there_is_replaced_or_kept(tmp_path, ending, monkeypatch):
+    adata = anndata.AnnData(np.ones((1, 2)), var=pd.DataFrame(index=["A", "B"]))
+    adata.varp["grn"] = sparse.csr_matrix(np.array([[0, 0.5], [0, 0]]))
+    path = tmp_path / f"x.{ending}"
+    path.write_text("older")
+    scfast.io.write_network(adata, path)
+    whole = path.read_bytes()
+    assert whole != b"older"
+
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    for name in ("to_csv", "to_parquet"):
+        monkeypatch.setattr(pd.DataFrame, name, full)
+    monkeypatch.setattr(networkx, "write_graphml", full)
+    with pytest.raises(OSError, match="No space left"):
+        scfast.io.write_network(adata, path)
+    assert path.read_bytes() == whole
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_genes_of_one_symbol_are_told_apart(tmp_path):
+    adata = anndata.AnnData(np.ones((1, 3)), var=pd.DataFrame({"symbol": ["T", "T", "c"]}, index=list("ABC")))
+    adata.varp["grn"] = sparse.csr_matrix(np.array([[0, 0.5, 2], [0, 0, 1], [0, 0, 0]]))
+    path = scfast.io.write_network(adata, tmp_path / "x.graphml", gene_symbols="symbol")
+    edges = networkx.read_graphml(path).edges
+    assert sorted(edges) == [("T (A)", "T (B)"), ("T (A)", "c"), ("T (B)", "c")]
+
+
+@pytest.mark.filterwarnings("ignore:Variable names are not unique")
 def test_what_is_not_written(tmp_path):
     adata = anndata.AnnData(np.ones((1, 3)), var=pd.DataFrame(index=list("ABC")))
     adata.varp["grn"] = sparse.csr_matrix((3, 3))
@@ -116,3 +172,10 @@ def test_what_is_not_written(tmp_path):
             scfast.io.write_network(adata, tmp_path / "x.csv", **options)
     with pytest.raises(ValueError, match=r"x\.txt: a network is written as"):
         scfast.io.write_network(adata, tmp_path / "x.txt")
+    adata.varp["grn"] = sparse.csr_matrix(np.ones((3, 3)))
+    (tmp_path / "x.csv").mkdir()
+    with pytest.raises(ValueError, match=r"x\.csv is a folder: name a file in it"):
+        scfast.io.write_network(adata, tmp_path / "x.csv")
+    adata.var_names = ["A", "A", "B"]
+    with pytest.raises(ValueError, match="not unique"):
+        scfast.io.write_network(adata, tmp_path / "y.csv")

@@ -97,11 +97,12 @@ def write_network(
     adata
         With the network in ``varp``, regulators in rows.
     path
-        ``*.graphml``, ``*.parquet`` or ``*.csv``.
+        ``*.graphml``, ``*.parquet`` or ``*.csv``; a file that is there is replaced, in one step.
     network
         Its key in ``varp``; standard errors at ``network + "_se"`` are written too.
     gene_symbols
-        Column of ``adata.var`` with names to write instead of the index.
+        Column of ``adata.var`` with names to write instead of the index; one that several genes have is written with
+        each one's index behind it, as ``TBCE (ENSG00000285053)``.
     top
         The strongest edges only.
 
@@ -115,7 +116,7 @@ def write_network(
     KeyError
         When network or column are not there.
     ValueError
-        When the ending is another, or there is no edge.
+        When the ending is another, there is no edge, or genes have no names of their own.
     ModuleNotFoundError
         For parquet, without pyarrow (the extra ``networks``).
 
@@ -139,7 +140,7 @@ def write_network(
         )
     if path.suffix not in (".graphml", ".parquet", ".csv"):
         raise ValueError(f"{path.name}: a network is written as .graphml, .parquet or .csv")
-    names = (adata.var_names if gene_symbols is None else adata.var[gene_symbols]).astype(str).to_numpy()
+    names = _names(adata, gene_symbols)
     matrix = sparse.csr_matrix(adata.varp[network])
     edges = matrix.tocoo()
     order = np.argsort(-np.abs(edges.data), kind="stable")[:top]
@@ -150,7 +151,33 @@ def write_network(
     table = pd.DataFrame({"source": names[row], "target": names[column], "weight": edges.data[order]})
     if f"{network}_se" in adata.varp:
         table["se"] = np.asarray(sparse.csr_matrix(adata.varp[f"{network}_se"])[row, column]).ravel()
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: name a file in it")
     path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.stem}.part{path.suffix}")
+    try:
+        _write(table, part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def _names(adata: AnnData, gene_symbols: str | None) -> np.ndarray:
+    """What genes are called in a file: every one differently."""
+    index = adata.var_names.astype(str).to_numpy(dtype=object)
+    if len(set(index)) < len(index):
+        raise ValueError(
+            "adata.var_names are not unique, so genes cannot be told apart: call adata.var_names_make_unique()"
+        )
+    if gene_symbols is None:
+        return index
+    symbols = adata.var[gene_symbols].astype(str)
+    several = symbols.duplicated(keep=False).to_numpy()
+    return np.where(several, symbols + " (" + index + ")", symbols)
+
+
+def _write(table: pd.DataFrame, path: Path) -> None:
     if path.suffix == ".csv":
         table.to_csv(path, index=False)
     elif path.suffix == ".parquet":
@@ -171,7 +198,6 @@ def write_network(
             create_using=networkx.DiGraph,
         )
         networkx.write_graphml(graph, path)
-    return path
 
 
 def to_network(reference: pd.DataFrame | Mapping[str, Sequence[str]] | str | Path) -> pd.DataFrame:
@@ -205,6 +231,7 @@ def to_network(reference: pd.DataFrame | Mapping[str, Sequence[str]] | str | Pat
             f"reference has no column {' and no column '.join(map(repr, missing))}; there are {list(reference)}: rename"
             " those that hold regulators and targets"
         )
+    reference = reference.dropna(subset=["source", "target"])
     column = next((reference[name] for name in ("sign", *SIGNS) if name in reference), None)
     signs = [0.0] * len(reference) if column is None else [_sign(value) for value in column]
     return _edges("reference", zip(reference["source"], reference["target"], signs, strict=True))

@@ -77,8 +77,10 @@ def judge(
         scores = {"network": own, **cells_of.scores(name)}
         left_out = dict.fromkeys(SCORES, np.empty((0, 2)))
         if by_cells:
-            weights = networks.leave_out(name, universe.sources, universe.targets)
-            parts = ({"network": x, **y} for x, y in zip(weights, cells_of.leave_out(name), strict=True))
+            blocks = networks.blocks(name)
+            weights = networks.leave_out(name, universe.sources, universe.targets, blocks)
+            baselines = cells_of.leave_out(name, blocks)
+            parts = ({"network": x, **y} for x, y in zip(weights, baselines, strict=True))
             left_out = _without_cells(parts, inside, positive, convention)
         elif len(universe.sources) > 1:
             left_out = _without_regulators(scores, universe, regulator_block, convention)
@@ -147,13 +149,13 @@ class Baselines:
         """Baseline -> float64 [R, T]."""
         return self._mean([self._moments(rows) for rows in self._rows(name)])
 
-    def leave_out(self, name: str) -> Iterator[dict[str, np.ndarray]]:
-        """The same without one block of cells after another."""
+    def leave_out(self, name: str, blocks: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
+        """The same without one of these blocks of cells after another."""
         block = self.networks.block
         assert block is not None
         groups = self._rows(name)
         whole = [self._moments(rows) for rows in groups]
-        for number in range(block.max() + 1):
+        for number in blocks:
             left = [self._moments(rows[block[rows] == number]) for rows in groups]
             yield self._mean([total - part for total, part in zip(whole, left, strict=True)])
 

@@ -23,6 +23,8 @@ class EdgeStatistics:
     ss, sn, nn
         float64 [S, G]: sums over blocks of S_b^2, S_b n_b and n_b^2; once :meth:`close` was called, U / (U - 1) times
         their parts beyond the means over blocks, which add over groups.
+    held
+        int32 [S, G]: blocks in which a cell holds both genes.
     blocks
         How many there were.
     """
@@ -32,13 +34,14 @@ class EdgeStatistics:
     ss: np.ndarray
     sn: np.ndarray
     nn: np.ndarray
+    held: np.ndarray
     blocks: int = 0
 
     @classmethod
     def empty(cls, shape: tuple[int, int]) -> Self:
         """Of no cells."""
         score, cells, ss, sn, nn = (np.zeros(shape) for _ in range(5))
-        return cls(score, cells, ss, sn, nn)
+        return cls(score, cells, ss, sn, nn, np.zeros(shape, dtype=np.int32))
 
     def add(self, score: np.ndarray, cells: np.ndarray) -> None:
         """Add a block."""
@@ -46,6 +49,7 @@ class EdgeStatistics:
         self.cells += cells
         for total, one, other in ((self.ss, score, score), (self.sn, score, cells), (self.nn, cells, cells)):
             total += one * other.astype(np.float64)
+        self.held += cells > 0
         self.blocks += 1
 
     def close(self) -> None:
@@ -62,7 +66,7 @@ class EdgeStatistics:
 
     def include(self, group: EdgeStatistics) -> None:
         """Add another group of cells, both closed: blocks then vary within groups."""
-        for name in ("score", "cells", "ss", "sn", "nn", "blocks"):
+        for name in ("score", "cells", "ss", "sn", "nn", "held", "blocks"):
             setattr(self, name, getattr(self, name) + getattr(group, name))
 
     def mean(self, min_cells: int) -> np.ndarray:
@@ -71,11 +75,68 @@ class EdgeStatistics:
         return np.divide(self.score, self.cells, out=np.full(self.score.shape, np.nan), where=enough)
 
     def error(self, min_cells: int) -> np.ndarray:
-        """float64 [S, G]: standard error of the mean; nan for one block."""
+        """float64 [S, G]: standard error of the mean; nan where one block holds the edge, which has no spread."""
         mean = self.mean(min_cells)
         spread = np.maximum(self.ss - 2 * mean * self.sn + mean**2 * self.nn, 0)
-        return np.sqrt(spread) / np.where(self.cells > 0, self.cells, np.nan)
+        return np.sqrt(spread) / np.where(self.held > 1, self.cells, np.nan)
 
 
 #: Matrices of float64 that one group has.
-MATRICES = 5
+MATRICES = 5.5
+
+
+@dataclass(eq=False)
+class Replicates:
+    """Sums of every replicate, held: where groups share replicates, what they have in common varies with these.
+
+    Attributes
+    ----------
+    score, cells
+        float64 and int32 [U, S, G].
+    there
+        bool [U]: which replicates have been added.
+    """
+
+    score: np.ndarray
+    cells: np.ndarray
+    there: np.ndarray
+
+    @classmethod
+    def empty(cls, n: int, shape: tuple[int, int]) -> Self:
+        """Of no cells."""
+        return cls(np.zeros((n, *shape)), np.zeros((n, *shape), dtype=np.int32), np.zeros(n, dtype=bool))
+
+    def add(self, number: int, score: np.ndarray, cells: np.ndarray) -> None:
+        """Add cells of a replicate."""
+        self.score[number] += score
+        self.cells[number] += cells
+        self.there[number] = True
+
+    def statistics(self) -> EdgeStatistics:
+        """Their mean and its error between replicates, whatever groups their cells are of."""
+        found = EdgeStatistics.empty(self.score.shape[1:])
+        for number in np.flatnonzero(self.there):
+            found.add(self.score[number], self.cells[number])
+        found.close()
+        return found
+
+    def covariance(self, other: Replicates) -> np.ndarray:
+        """float64 [S, G]: of the means of two groups of cells, over the replicates that both have.
+
+        The product of what each replicate adds to either mean, (S_b - n_b m) / sum n_b, with the factors U / (U - 1) of
+        their variances.
+        """
+        total = np.zeros(self.score.shape[1:])
+        parts = [(each, each.score.sum(0), each.cells.sum(0)) for each in (self, other)]
+        for number in np.flatnonzero(self.there & other.there):
+            product = np.ones_like(total)
+            for each, score, cells in parts:
+                n = np.maximum(cells, 1)
+                product *= (each.score[number] - each.cells[number] * score / n) / n
+            total += product
+        one, two = (each.there.sum() for each in (self, other))
+        return total * np.sqrt(one / (one - 1) * two / (two - 1))
+
+
+#: Matrices of float64 that one replicate has.
+MATRICES_PER_REPLICATE = 1.5

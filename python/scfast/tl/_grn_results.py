@@ -45,10 +45,9 @@ class NetworkParts:
             kept &= np.isfinite(size)
         else:
             kept = np.isfinite(size)
-        row, column = np.nonzero(kept)
-        self._parts.append(
-            (row + first, column, mean[row, column].astype(np.float32), error[row, column].astype(np.float32))
-        )
+        row, column = (place.astype(np.int32) for place in np.nonzero(kept))
+        values = (x[kept].astype(np.float32) for x in (mean, error))
+        self._parts.append((row + np.int32(first), column, *values))
         valid = np.isfinite(size)
         weight = np.where(valid, mean, 0)
         self._strength.append((weight.sum(1), valid.sum(1), weight.sum(0), valid.sum(0)))
@@ -56,10 +55,23 @@ class NetworkParts:
     def matrices(
         self, sources: np.ndarray, genes: np.ndarray, n_vars: int
     ) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
-        """Weights and standard errors, [genes of adata, genes of adata]."""
-        row, column, mean, error = (np.concatenate(x) for x in zip(*self._parts, strict=True))
-        place = (sources[row], genes[column])
-        return tuple(sparse.csr_matrix((x, place), shape=(n_vars, n_vars)) for x in (mean, error))  # type: ignore[return-value]
+        """Weights and standard errors, [genes of adata, genes of adata]; the edges are let go of, one kind by one.
+
+        Sources and genes ascend, and so do the edges: they are in the order of CSR as they are.
+        """
+        parts, self._parts = self._parts, []
+        row, column, *values = ([part[i] for part in parts] for i in range(4))
+        del parts
+        starts = np.zeros(n_vars + 1, dtype=np.int64)
+        for part in row:
+            starts[1:] += np.bincount(sources[part], minlength=n_vars)
+        row.clear()
+        starts = np.cumsum(starts)
+        places = genes.astype(np.int32)[np.concatenate(column)]
+        column.clear()
+        return tuple(  # type: ignore[return-value]
+            sparse.csr_matrix((_joined(x), places.copy(), starts), shape=(n_vars, n_vars)) for x in values
+        )
 
     def strength(self, n_sources: int) -> tuple[np.ndarray, np.ndarray]:
         """Mean weight of each source's edges [S], and of the edges to each gene [G]; nan without any."""
@@ -68,6 +80,13 @@ class NetworkParts:
             ratio(np.concatenate(out), np.concatenate(n_out)),
             ratio(np.sum(into, axis=0), np.sum(n_into, axis=0)),
         )
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    """One array of them; the parts are let go of."""
+    joined = np.concatenate(parts)
+    parts.clear()
+    return joined
 
 
 class Changes:
@@ -85,21 +104,36 @@ class Changes:
         self._p: list[np.ndarray] = []
 
     def add(
-        self, first: int, before: EdgeStatistics, after: EdgeStatistics, min_cells: int, own: np.ndarray
+        self,
+        first: int,
+        before: EdgeStatistics,
+        after: EdgeStatistics,
+        min_cells: int,
+        own: np.ndarray,
+        covariance: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Add a block of sources; returns the change and its standard error [S, G]."""
+        """Add a block of sources; returns the change and its standard error [S, G].
+
+        ``covariance`` [S, G] of the two means, where groups share replicates. Degrees of freedom are counted by the
+        blocks that hold an edge: one fewer than each mean has, or than the fewer of those shared.
+        """
         old, new = before.mean(min_cells), after.mean(min_cells)
         change = new - old
         change[np.arange(len(own)), own] = np.nan
-        error = np.hypot(before.error(min_cells), after.error(min_cells))
-        blocks = before.blocks + after.blocks - 1  # two means, each of its own blocks
+        variance = before.error(min_cells) ** 2 + after.error(min_cells) ** 2
+        if covariance is None:
+            blocks = before.held + after.held - 1
+        else:
+            variance -= 2 * covariance
+            blocks = np.minimum(before.held, after.held)
+        error = np.sqrt(np.maximum(variance, 0))
         with np.errstate(divide="ignore", invalid="ignore"):
-            p = 2 * t.sf(np.abs(change) / error, max(blocks - 1, 1))
+            p = 2 * t.sf(np.abs(change) / error, blocks - 1)
         row, column = np.nonzero(np.isfinite(change))
         size = np.abs(change[row, column])
         best = np.argsort(-size, kind="stable")[: self.n_edges]
         at = (row[best], column[best])
-        low, high = interval(change[at], error[at], blocks)
+        low, high = interval(change[at], error[at], blocks[at])
         columns = {"row": row[best] + first, "column": column[best], "before": old[at], "after": new[at]}
         columns |= {"change": change[at], "se": error[at], "low": low, "high": high, "p_value": p[at]}
         self._tables.append(pd.DataFrame(columns))

@@ -17,10 +17,12 @@ from scfast.observables import GeneQueriesKeys, Observable
 from scfast.packing import Packing
 from scfast.run import Counts, TokenSurvey, granted_memory
 from scfast.tl._batches import Batches, Conditions, make_batches
-from scfast.tl._edge_statistics import MATRICES
+from scfast.tl._edge_statistics import MATRICES, MATRICES_PER_REPLICATE
 
 #: Share of the memory that the matrices of a pass may take; the rest is for the model.
 SHARE = 0.5
+#: Sums of queries and keys that are held beside those of blocks: of a batch, a run, all cells, and all but one block.
+BESIDE_STATES = 4
 #: Matrices of sources x genes that are held beside the statistics of groups: sums and cells of a block, of a batch, the
 #: product that counts its cells, and what means and errors are made of.
 BESIDE = 10
@@ -47,8 +49,10 @@ class GrnRun:
         float64 [N, H]: of layers and heads, with sum 1.
     rank
         Whether edges weigh by rank.
-    statistics
-        Groups whose statistics are held at once.
+    statistics, replicates
+        Groups whose statistics are held at once, and replicates whose sums are.
+    states_held
+        Blocks of cells whose sums of queries and keys are held.
     batches
         Of the last pass.
     """
@@ -62,6 +66,8 @@ class GrnRun:
     weights: np.ndarray
     rank: bool = False
     statistics: int = 2
+    replicates: int = 0
+    states_held: int = 0
     batches: Batches | None = None
     passes: int = 0
 
@@ -74,7 +80,8 @@ class GrnRun:
     @property
     def row_bytes(self) -> int:
         """What the matrices take of one source."""
-        return 8 * len(self.genes) * (self.statistics * MATRICES + BESIDE)
+        matrices = self.statistics * MATRICES + self.replicates * MATRICES_PER_REPLICATE + BESIDE
+        return int(8 * len(self.genes) * matrices)
 
     def rows_together(self) -> int:
         """Sources whose matrices fit together."""
@@ -105,15 +112,36 @@ class GrnRun:
 
     def states(self, rows: np.ndarray, label: str) -> np.ndarray:
         """Sums of queries and keys over some cells; see :class:`scfast.observables.GeneQueriesKeys`."""
-        layers, heads = int(self.weights.any(1).sum()), self.source.n_heads
-        width = 2 + 2 * heads * self.source.head_dim
-        strata = Strata.from_codes(np.zeros(self.counts.n_cells, dtype=np.int64), 1)
-        totals = GeneStateTotals(strata, layers, len(self.genes), width)
+        totals = self._totals()
 
         def observe(tokens: Tokens) -> Sequence[Observable]:
             return [GeneQueriesKeys(self.place, self.weights)]
 
-        return np.asarray(self._run(rows, 3 * totals.nbytes, {"states": totals}, observe, label)["states"])
+        reserved = (self.states_held + BESIDE_STATES) * totals.nbytes
+        return np.asarray(self._run(rows, reserved, {"states": totals}, observe, label)["states"])
+
+    def check_states(self, blocks: int) -> None:
+        """Refuse more blocks of cells than the memory holds :meth:`states` of.
+
+        Raises
+        ------
+        ValueError
+            When they take more than the matrices may.
+        """
+        each = self._totals().nbytes
+        self.states_held = 2 * blocks  # of groups, and of all cells
+        size = (self.states_held + BESIDE_STATES) * each
+        if size > granted_memory(self.how.memory, self.source.device) * SHARE:
+            raise ValueError(
+                f"queries and keys of {len(self.genes)} genes in {blocks} blocks of cells take {size / 1e9:.3g} GB and"
+                f" may take half of memory={self.how.memory!r}: name fewer genes= or layers=, lower n_blocks=, or grant"
+                " more"
+            )
+
+    def _totals(self) -> GeneStateTotals:
+        layers, heads = int(self.weights.any(1).sum()), self.source.n_heads
+        strata = Strata.from_codes(np.zeros(self.counts.n_cells, dtype=np.int64), 1)
+        return GeneStateTotals(strata, layers, len(self.genes), 2 + 2 * heads * self.source.head_dim)
 
     def _run(
         self,

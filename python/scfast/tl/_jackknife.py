@@ -40,7 +40,16 @@ def jackknife_error(left_out: np.ndarray) -> np.ndarray:
     return np.asarray(np.sqrt((n - 1) * left_out.var(0)))
 
 
-def interval(value: np.ndarray, error: np.ndarray, blocks: int) -> tuple[np.ndarray, np.ndarray]:
-    """The two ends of the 95 % interval, by Student's t with one degree of freedom fewer than there are blocks."""
-    wide = (t.ppf((1 + LEVEL) / 2, blocks - 1) if blocks > 1 else np.nan) * error
+def interval(value: np.ndarray, error: np.ndarray, blocks: int | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The two ends of the 95 % interval, by Student's t with one degree of freedom fewer than there are blocks.
+
+    nan for fewer than two blocks.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> [round(float(end), 3) for end in interval(np.float64(1.0), np.float64(0.1), 10)]
+    [0.774, 1.226]
+    """
+    wide = t.ppf((1 + LEVEL) / 2, np.asarray(blocks) - 1) * error
     return value - wide, value + wide

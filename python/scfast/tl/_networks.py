@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from scfast.tl._several import columns_of
+
 if TYPE_CHECKING:
     from anndata import AnnData
 
@@ -75,10 +77,20 @@ class Networks:
             return np.flatnonzero(inside)
         return np.flatnonzero(self.group == self.groups.index(name))
 
-    def leave_out(self, name: str, sources: np.ndarray, targets: np.ndarray) -> Iterator[np.ndarray]:
+    def blocks(self, name: str) -> np.ndarray:
+        """Numbers of the blocks that its cells are of."""
+        assert self.block is not None
+        numbers = np.unique(self.block[self.cells(name)])
+        return numbers[numbers >= 0]
+
+    def leave_out(
+        self, name: str, sources: np.ndarray, targets: np.ndarray, blocks: np.ndarray
+    ) -> Iterator[np.ndarray]:
         """The same as :meth:`weights` from all cells but those of one block after another; needs kept blocks."""
         if name == STRATIFIED:
-            parts = zip(*(self.leave_out(each, sources, targets) for each in self.groups), strict=True)
+            parts = zip(
+                *(self.leave_out(each, sources, targets, blocks) for each in self.groups), strict=True
+            )
             yield from (np.mean(part, axis=0) for part in parts)
             return
         kept = self.about["blocks"]
@@ -90,7 +102,7 @@ class Networks:
             for what in ("score", "cells")
         )
         held = self.weights(name, sources, targets) != 0  # pairs in too few cells are no edges in any part
-        for block in range(len(sums)):
+        for block in blocks:
             top, bottom = sums.sum(0) - sums[block], cells.sum(0) - cells[block]
             yield np.divide(top, bottom, out=np.zeros_like(top), where=held & (bottom > 0))
 
@@ -130,12 +142,7 @@ def read_networks(adata: AnnData, key: str) -> Networks:
         genes = np.arange(adata.n_vars)
         return Networks(adata, key, {}, (POOLED,), genes, None, None)
     names = tuple(map(str, about["networks"].index))
-    genes = pd.Index(adata.var_names.astype(str)).get_indexer(np.asarray(about["genes"], dtype=str))
-    if (genes < 0).any():
-        raise KeyError(
-            f"{int((genes < 0).sum())} genes of the networks {key!r} are no longer in adata.var_names: run"
-            " scfast.tl.grn on these genes, or score before leaving genes out"
-        )
+    genes = columns_of(adata, about["genes"], f"the networks {key!r}", "scfast.tl.grn")
     column = about["params"].get("groupby")
     group = None
     if column is not None:

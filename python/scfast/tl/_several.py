@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from scfast.models.base import AttentionSource
 from scfast.run import Counts, TokenSurvey, survey
@@ -81,6 +82,36 @@ def gene_names(adata: AnnData, gene_symbols: str | None) -> np.ndarray:
             f"gene_symbols={gene_symbols!r} is not in adata.var, which has {list(adata.var.columns)}"
         )
     return adata.var[gene_symbols].astype(str).to_numpy()
+
+
+def columns_of(adata: AnnData, names: np.ndarray, what: str, tool: str) -> np.ndarray:
+    """Columns, int64, of the genes that results were made of.
+
+    Raises
+    ------
+    ValueError
+        When names of genes are not unique.
+    KeyError
+        When genes are no longer there.
+    """
+    check_unique(adata)
+    columns = pd.Index(adata.var_names.astype(str)).get_indexer(np.asarray(names, dtype=str))
+    if lost := int((columns < 0).sum()):
+        raise KeyError(
+            f"{lost} of the {len(columns)} genes of {what} are no longer in adata.var_names: run {tool} on these genes,"
+            " or leave genes out afterwards"
+        )
+    return columns
+
+
+def check_unique(adata: AnnData) -> None:
+    """Raise a ValueError unless every gene has a name of its own."""
+    if not adata.var_names.is_unique:
+        twice = adata.var_names[adata.var_names.duplicated()].unique()
+        raise ValueError(
+            f"adata.var_names are not unique ({', '.join(map(str, twice[:3]))}{', ...' if len(twice) > 3 else ''}), so"
+            " genes cannot be told apart: call adata.var_names_make_unique()"
+        )
 
 
 def get_genes(adata: AnnData, genes: Sequence[str] | None, gene_symbols: str | None) -> dict[str, int]:

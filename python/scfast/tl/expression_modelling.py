@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from scfast.models.bioformers import load
-from scfast.tl._inputs import get_counts
+from scfast.tl._inputs import get_raw_counts
 from scfast.tl.train_bioformers import _tokens
 from scfast.train.bioformers import SCORES, Settings, cells_fingerprint
 from scfast.train.checkpoint import write_atomically
@@ -90,7 +90,7 @@ def expression_modelling(
         )
     log = json.loads(file.read_text())
     source = load(folder).to(device)
-    cells = _tokens(source, get_counts(adata, counts_layer))
+    cells = _tokens(source, get_raw_counts(adata, counts_layer))
     if cells_fingerprint(cells) != log["data"]:
         raise ValueError(
             f"{folder} was trained on other cells than the {adata.n_obs} given, or on other counts of them: "

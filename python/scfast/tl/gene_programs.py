@@ -17,7 +17,7 @@ from scfast.tl._batches import given
 from scfast.tl._gene_sets import members_of, over_represented
 from scfast.tl._inputs import check_options, commit
 from scfast.tl._leiden import leiden
-from scfast.tl._several import gene_names
+from scfast.tl._several import columns_of, gene_names
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -75,8 +75,8 @@ def gene_programs(
     AnnData or None
         ``var[key_added]`` (categorical: ``"0"`` for the largest program, ...; nan for genes of none) and
         ``uns[key_added]``: ``"programs"`` (DataFrame: ``genes``, ``edges`` within, mean ``cosine`` of these, and their
-        ``names``), ``"enrichment"`` (DataFrame as of :func:`scfast.tl.enrich`, with ``program``) and ``"params"``, with
-        the ``threshold`` and the number of ``edges``.
+        ``names``), ``"enrichment"`` (DataFrame as of :func:`scfast.tl.enrich`, with ``program``), ``"genes"`` (names of
+        those of the graph) and ``"params"``, with the ``threshold`` and the number of ``edges``.
 
     Raises
     ------
@@ -92,7 +92,7 @@ def gene_programs(
     >>> scfast.tl.similarity(adata, model, genes="all", layers=[0])
     >>> scfast.tl.gene_programs(adata, share=0.2, gene_sets={"T_CELL": ["CD3D", "CD3E", "IL7R", "CCR7"]})
     >>> sorted(adata.uns["gene_programs"])
-    ['enrichment', 'params', 'programs']
+    ['enrichment', 'genes', 'params', 'programs']
     """
     check_options(key_added)
     if not 0 < share < 1:
@@ -105,12 +105,17 @@ def gene_programs(
             f" key_added={key!r}) first"
         )
     kept = adata.uns[key]["genes"]
-    columns = pd.Index(adata.var_names.astype(str)).get_indexer(np.asarray(kept["names"], dtype=str))
+    columns = columns_of(adata, kept["names"], f"the states of {key!r}", "scfast.tl.similarity")
     layers = list(map(int, kept["layers"]))
     if not (-len(layers) <= layer < 0 or layer in layers):
         raise ValueError(f"layer={layer} was not kept; there are states after {layers} layers")
     states = torch.from_numpy(np.asarray(kept["states"][layer if layer < 0 else layers.index(layer)]))
     least = _threshold(states, share, seed) if threshold is None else float(threshold)
+    if least <= 0:
+        raise ValueError(
+            f"edges weigh by their cosine, which must be above 0, and {least:.4g} is the least of them:"
+            f" {'lower share=' if threshold is None else 'raise threshold='}"
+        )
     similar = ops.cosine_threshold(states, least)
     graph = sparse.csr_matrix((similar.values, similar.indices, similar.indptr), shape=(len(states),) * 2)
     if not graph.nnz:
@@ -130,6 +135,7 @@ def gene_programs(
     var = pd.Categorical.from_codes(codes, categories=labels)
     uns: dict[str, Any] = {
         "programs": _table(program, graph, names[columns], labels),
+        "genes": np.asarray(kept["names"], dtype=str),
         "enrichment": _enriched(program, columns, names, gene_symbols, gene_sets, labels),
         "params": {
             "key": key, "layer": layer, "threshold": least, "edges": int(graph.nnz), "genes": len(states),

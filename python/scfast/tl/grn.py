@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,10 +12,16 @@ import pandas as pd
 from scfast.models.base import AttentionSource
 from scfast.run import granted_memory, survey
 from scfast.tl._batches import Conditions, given
-from scfast.tl._edge_statistics import EdgeStatistics
-from scfast.tl._grn_choice import blocks_of_cells, choose_columns, layer_weights
-from scfast.tl._grn_results import BYTES_PER_EDGE, Changes, NetworkParts, strength_table
-from scfast.tl._grn_run import GrnRun, blocks_of_rows, map_of_means
+from scfast.tl._grn_choice import (
+    blocks_of_cells,
+    choose_columns,
+    layer_weights,
+    places_of,
+    shared_replicates,
+)
+from scfast.tl._grn_groups import GroupNetworks
+from scfast.tl._grn_results import BYTES_PER_EDGE, strength_table
+from scfast.tl._grn_run import GrnRun
 from scfast.tl._inputs import check_options, commit, get_groups, get_raw_counts, get_rows, get_source
 from scfast.tl._model_verdict import LOG, model_verdict
 from scfast.tl._networks import POOLED
@@ -75,9 +80,11 @@ def grn(
     compare
         Two of these groups: the second less the first, edge by edge.
     genes
-        Those of the network. Default: all with a token in ``min_cells`` cells.
+        Those of the network, as far as ``min_cells`` cells have a token of them. Default: all such. A warning names
+        those that no gene is called.
     sources
-        Genes that are read from, such as regulators; they belong to the network. Default: all of ``genes``.
+        Genes that are read from, such as regulators; they belong to the network. Default: all of ``genes``. A warning
+        names those that are not there, or in too few cells.
     gene_symbols
         Column of ``adata.var`` that these names are looked up in. Default: the index.
     layers, heads
@@ -94,7 +101,8 @@ def grn(
     n_changes
         Edges in the table of changes.
     replicate_key
-        Column of ``adata.obs`` (donor, batch): errors are then between replicates.
+        Column of ``adata.obs`` (donor, batch): errors are then between replicates, two or more in every group. What
+        groups share with a replicate counts in the errors of all cells' network and of the change.
     n_blocks
         Random blocks of cells of each group that errors are between otherwise.
     keep_blocks
@@ -116,7 +124,7 @@ def grn(
         ``varp[key_added]``
             float32 CSR [source, target], of all cells; ``varp[key_added + "_GROUP"]`` of a group,
             ``varp[key_added + "_change"]`` of the comparison; each with ``_se`` behind it its jackknife standard
-            errors. Genes have no edge to themselves.
+            errors, nan where a single block holds the edge. Genes have no edge to themselves.
         ``obs[key_added + "_block"]``
             int64: the block of every cell, -1 for those that were not run.
         ``uns[key_added]``
@@ -148,8 +156,9 @@ def grn(
     how = Conditions(memory, backend, progress, seed)
     counts = get_raw_counts(adata, counts_layer)
     groups = get_groups(adata, groupby)
-    if compare is not None and (len(compare) != 2 or any(name not in groups.names for name in compare)):
+    if compare is not None and (len(set(compare)) != 2 or any(name not in groups.names for name in compare)):
         raise ValueError(f"compare={compare!r}: name two of the groups {groups.names} of groupby={groupby!r}")
+    places = places_of(key_added, groups, groupby, compare)
     replicates = None
     if replicate_key is not None:
         get_groups(adata, groupby, replicate_key)
@@ -162,36 +171,37 @@ def grn(
     rows = get_rows(found, source, adata.var)
     columns, read = choose_columns(adata, source, counts, found, genes, sources, gene_symbols, min_cells)
     group, block = blocks_of_cells(groups, rows, replicates, n_blocks, seed, groupby)
+    shared = int(block.max()) + 1 if replicates is not None and shared_replicates(group, block) else 0
+    networks = 1 + 2 * (compare is not None)  # whose replicates are held, where groups share them
     run = GrnRun(
-        source, counts, found, how, columns, read, weighed, convention == "rank", 4 if compare else 2
-    )
-    _check_result(run, how, len(groups.names) + 1, top, n_blocks if keep_blocks else 0)
-    made = _Networks(run, groups.names, groupby is not None, compare, min_cells, top, n_changes)
+        source, counts, found, how, columns, read, weighed, convention == "rank", 4 if compare else 2,
+        shared * networks,
+    )  # fmt: skip
+    _check_result(run, how, len(places), len(groups.names), top, n_blocks if keep_blocks else 0)
+    made = GroupNetworks(run, groups.names, groupby is not None, compare, min_cells, top, n_changes, shared)
     if convention == "qk-mean":
         made.run_means(group, block)
     else:
         made.run(group, block, n_blocks if keep_blocks else 0)
 
     names = adata.var_names.astype(str).to_numpy(dtype=str)
-    keys = dict(zip(groups.names, (f"{key_added}_{name}" for name in groups.columns), strict=True))
-    keys = {POOLED: key_added} if groupby is None else {POOLED: key_added, **keys}
-    if f"{key_added}_change" in keys.values():
-        raise ValueError("a group is called 'change', as the comparison is: rename it")
     varp, about = {}, []
-    for name, parts in made.parts.items():
-        place = keys.get(name, f"{key_added}_change")
-        varp[place], varp[f"{place}_se"] = parts.matrices(read, columns, adata.n_vars)
-        if name in keys:
+    strength = strength_table(
+        {name: made.parts[name] for name in places if name in made.blocks}, names, read, columns
+    )
+    for name, place in places.items():
+        varp[place], varp[f"{place}_se"] = made.parts[name].matrices(read, columns, adata.n_vars)
+        if name in made.blocks:
             cells = int(np.sum(group >= 0 if name == POOLED else group == groups.names.index(name)))
-            about.append((place, cells, varp[place].nnz, made.blocks[name]))
+            about.append((name, place, cells, varp[place].nnz, made.blocks[name]))
     assert run.batches is not None
     uns: dict[str, Any] = {
         "networks": pd.DataFrame(
-            about, columns=["varp", "cells", "edges", "blocks"], index=pd.Index(list(keys), name="network")
-        ),
+            about, columns=["network", "varp", "cells", "edges", "blocks"]
+        ).set_index("network"),
         "genes": names[columns],
         "sources": names[read],
-        "strength": strength_table({name: made.parts[name] for name in keys}, names, read, columns),
+        "strength": strength,
         "params": {
             "convention": convention, "min_cells": min_cells, "n_blocks": n_blocks, "seed": seed,
             "weights": weighed, "passes": run.passes, "model_verdict": verdict,
@@ -205,118 +215,11 @@ def grn(
     if compare is not None:
         uns["changes"] = made.changes.table(read, columns, names)
     if keep_blocks:
-        kept = {keys[name if groupby else POOLED]: x for name, x in made.kept.items()}
+        kept = {places[name]: x for name, x in made.kept.items()}
         uns["blocks"] = {**kept, "sources": names[read], "targets": names[columns]}
     target = adata.copy() if copy else adata
     commit(target, varp=varp, obs={f"{key_added}_block": block}, uns={key_added: uns})
     return target if copy else None
-
-
-@dataclass(eq=False)
-class _Networks:
-    """The networks while they are made."""
-
-    run_: GrnRun
-    names: list[str]
-    grouped: bool
-    compare: tuple[str, str] | None
-    min_cells: int
-    top: int | None
-    n_changes: int
-    parts: dict[str, NetworkParts] = field(default_factory=dict)
-    blocks: dict[str, int] = field(default_factory=dict)
-    kept: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        changed = ["change"] if self.compare else []
-        names = [POOLED, *(self.names if self.grouped else []), *changed]
-        self.parts = {name: NetworkParts(self.top) for name in names}
-        self.changes = Changes(self.n_changes)
-
-    def run(self, group: np.ndarray, block: np.ndarray, kept_blocks: int) -> None:
-        """All blocks of sources, groups and blocks of cells."""
-        run, shape = self.run_, (kept_blocks, len(self.run_.sources), len(self.run_.genes))
-        if kept_blocks:
-            self.kept = {
-                name: {"score": np.zeros(shape, dtype=np.float32), "cells": np.zeros(shape, dtype=np.int32)}
-                for name in self.names
-            }
-        for first, last in blocks_of_rows(run, run.rows_together()):
-            whole = EdgeStatistics.empty((last - first, len(run.genes)))
-            compared: dict[str, EdgeStatistics] = {}
-            for number, name in enumerate(self.names):
-                own = EdgeStatistics.empty((last - first, len(run.genes)))
-                for unit in np.unique(block[group == number]):
-                    rows = np.flatnonzero((group == number) & (block == unit))
-                    part = run.edges(rows, first, last, f"network {name} {unit + 1}")
-                    own.add(part.score, part.cells)
-                    if kept_blocks:
-                        self.kept[name]["score"][unit, first:last] = part.score
-                        self.kept[name]["cells"][unit, first:last] = part.cells
-                own.close()
-                whole.include(own)
-                if self.grouped:
-                    self._add(name, first, last, own)
-                if self.compare and name in self.compare:
-                    compared[name] = own
-            self._add(POOLED, first, last, whole)
-            if self.compare:
-                at = self._own(first, last)
-                before, after = (compared[name] for name in self.compare)
-                change, error = self.changes.add(first, before, after, self.min_cells, at)
-                self.parts["change"].add(first, change, error, at)
-
-    def run_means(self, group: np.ndarray, block: np.ndarray) -> None:
-        """As :meth:`run` where a network is one map of means: errors by leaving out one block after another."""
-        run = self.run_
-        states = {
-            name: [
-                run.states(np.flatnonzero((group == number) & (block == unit)), f"means {name} {unit + 1}")
-                for unit in np.unique(block[group == number])
-            ]
-            for number, name in enumerate(self.names)
-        }
-        if self.grouped or POOLED not in states:
-            states[POOLED] = [part for name in self.names for part in states[name]]
-        for first, last in blocks_of_rows(run, run.rows_together()):
-            found: dict[str, EdgeStatistics] = {}
-            for name in [POOLED, *(self.names if self.grouped else [])]:
-                found[name] = _jackknifed(run, states[name], first, last)
-                self._add(name, first, last, found[name])
-            if self.compare:
-                at = self._own(first, last)
-                before, after = (found[name] for name in self.compare)
-                change, error = self.changes.add(first, before, after, self.min_cells, at)
-                self.parts["change"].add(first, change, error, at)
-
-    def _add(self, name: str, first: int, last: int, statistics: EdgeStatistics) -> None:
-        mean, error = statistics.mean(self.min_cells), statistics.error(self.min_cells)
-        self.parts[name].add(first, mean, error, self._own(first, last))
-        self.blocks[name] = statistics.blocks
-
-    def _own(self, first: int, last: int) -> np.ndarray:
-        return np.searchsorted(self.run_.genes, self.run_.sources[first:last])
-
-
-def _jackknifed(run: GrnRun, states: list[np.ndarray], first: int, last: int) -> EdgeStatistics:
-    """The map of all means; its error sits in ``ss``, so that mean and error are read as of sums."""
-    total, n = sum(states), len(states)
-    assert isinstance(total, np.ndarray)
-    statistics = EdgeStatistics.empty((last - first, len(run.genes)))
-    statistics.score += map_of_means(run, total, first, last)
-    for part in states if n > 1 else []:
-        left = map_of_means(run, total - part, first, last)
-        statistics.ss += (left - statistics.score) ** 2
-    statistics.ss *= (n - 1) / n if n > 1 else np.nan
-    # A gene's tokens stand for its cells; the weight is one map's, so it is divided by nothing.
-    count = total[0, :, 0]
-    source = np.searchsorted(run.genes, run.sources[first:last])
-    held = np.minimum(count[source][:, None], count)
-    for name in ("score", "ss", "sn"):
-        scaled = getattr(statistics, name) * (held**2 if name == "ss" else held)
-        setattr(statistics, name, scaled)
-    statistics.cells, statistics.blocks = held, n
-    return statistics
 
 
 def _verdict(model: AttentionSource | str, training: Mapping[str, Any] | str | Path | None) -> str:
@@ -336,7 +239,7 @@ def _check(
         ("min_cells", min_cells, 1), ("top", top, 1), ("n_blocks", n_blocks, 2), ("n_changes", n_changes, 1),
     ):  # fmt: skip
         wrong = not isinstance(number, int) or isinstance(number, bool) or number < least
-        if wrong and number is not None:
+        if wrong and not (name == "top" and number is None):
             raise ValueError(f"{name}={number!r} must be a whole number, {least} or more")
     if keep_blocks and convention == "qk-mean":
         raise ValueError(
@@ -344,10 +247,12 @@ def _check(
         )
 
 
-def _check_result(run: GrnRun, how: Conditions, networks: int, top: int | None, kept_blocks: int) -> None:
+def _check_result(
+    run: GrnRun, how: Conditions, networks: int, groups: int, top: int | None, kept_blocks: int
+) -> None:
     """Refuse a result that is larger than the memory that was granted."""
     each = min(top or len(run.genes), len(run.genes)) * len(run.sources) * BYTES_PER_EDGE
-    size = each * networks + 8 * kept_blocks * max(networks - 1, 1) * len(run.genes) * len(run.sources)
+    size = each * networks + 8 * kept_blocks * groups * len(run.genes) * len(run.sources)
     granted = granted_memory(how.memory, run.source.device)
     if run.source.device.type == "cpu" and size > granted:
         raise ValueError(

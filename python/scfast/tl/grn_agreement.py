@@ -14,6 +14,7 @@ from scipy.stats import rankdata
 from scfast.tl._inputs import check_options, commit
 from scfast.tl._leiden import leiden
 from scfast.tl._networks import POOLED, read_networks
+from scfast.tl._several import columns_of
 from scfast.tl._tables import spearman
 
 if TYPE_CHECKING:
@@ -60,9 +61,9 @@ def grn_agreement(
     AnnData or None
         ``varp[key_added]``: float32 CSR, the mean over the networks of the share of edges that an edge is stronger
         than, for edges that all have. ``uns[key_added]``: ``"pairs"`` (DataFrame, a row per pair: rank correlation
-        ``edges`` over the edges that both have, and adjusted Rand index ``programs`` over all genes of the graphs,
-        those of no program each alone) and ``"params"``. With programs ``var[key_added]``: consensus programs, Leiden
-        clusters of genes that most of the trainings put together.
+        ``edges`` over the edges that all have, and adjusted Rand index ``programs`` over the genes that are in all
+        graphs, those of no program each alone) and ``"params"``. With programs ``var[key_added]``: consensus programs,
+        Leiden clusters of genes that most of the trainings put together.
 
     Raises
     ------
@@ -106,11 +107,12 @@ def grn_agreement(
     values = np.maximum(ranks, np.finfo(np.float32).tiny).astype(np.float32)
     consensus = sparse.csr_matrix((values, (place.row, place.col)), shape=shared.shape)
     labels = None if programs is None else [_labels(adata, name) for name in programs]
+    graphs = None if programs is None else np.all([_in_graph(adata, name) for name in programs], axis=0)
     pairs = []
     for a, b in combinations(range(len(keys)), 2):
         row: dict[str, Any] = {"one": keys[a], "other": keys[b], "edges": spearman(weights[a], weights[b])}
         if labels is not None:
-            row["programs"] = adjusted_rand(labels[a], labels[b])
+            row["programs"] = adjusted_rand(labels[a][graphs], labels[b][graphs])
         pairs.append(row)
     uns = {
         "pairs": pd.DataFrame(pairs),
@@ -159,6 +161,14 @@ def _labels(adata: AnnData, name: str) -> np.ndarray:
     if name not in adata.var or name not in adata.uns:
         raise KeyError(f"programs {name!r} are not in adata.var: run scfast.tl.gene_programs first")
     return adata.var[name].cat.codes.to_numpy().astype(np.int64)
+
+
+def _in_graph(adata: AnnData, name: str) -> np.ndarray:
+    """Bool [genes]: those that could have been in a program."""
+    found = np.zeros(adata.n_vars, dtype=bool)
+    genes = adata.uns[name]["genes"]
+    found[columns_of(adata, genes, f"the programs {name!r}", "scfast.tl.gene_programs")] = True
+    return found
 
 
 def _together(labels: Sequence[np.ndarray], min_genes: int, seed: int) -> pd.Categorical:

@@ -15,7 +15,7 @@ from scfast import models
 from scfast.models.bioformers import BioformersSource
 from scfast.models.bioformers_conditions import names_of
 from scfast.run.device import default_device, resolve_device
-from scfast.tl._inputs import get_counts
+from scfast.tl._inputs import get_raw_counts
 from scfast.tl._perturbations import parts_of_name
 from scfast.tl.train_bioformers import _tokens
 from scfast.train.perturbation import predict
@@ -90,7 +90,7 @@ def predict_perturbation(
     for name, parts in asked.items():
         if strange := [part for part in parts if part not in known]:
             _refuse_unseen(name, strange[0], ids, notes["unseen"], list(known))
-    cells = _tokens(source, get_counts(adata, counts_layer))
+    cells = _tokens(source, get_raw_counts(adata, counts_layer))
     columns = {
         name: predict(
             source, cells, [known[part] for part in parts if part in known],

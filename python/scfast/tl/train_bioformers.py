@@ -17,7 +17,7 @@ from scfast.models.counts import totals_of
 from scfast.packing import Packing
 from scfast.run import Counts
 from scfast.run.device import default_device, resolve_device
-from scfast.tl._inputs import check_share, get_counts
+from scfast.tl._inputs import check_share, get_raw_counts
 from scfast.tl._tokens import token_blocks
 from scfast.train import bioformers as training
 from scfast.train.fit import steps_of_epochs
@@ -162,7 +162,7 @@ def train_bioformers(
             raise ValueError(f"{name} must be positive; got {value}")
     where = default_device() if device is None else resolve_device(device)
     precision = resolve_precision(precision, where)
-    counts = get_counts(adata, counts_layer)
+    counts = get_raw_counts(adata, counts_layer)
     totals = totals_of(sparse.csr_matrix(counts.matrix), counts.n_counts)
     target = float(totals.mean()) if normalise and binning == "value" else None
     source = create(

@@ -17,7 +17,7 @@ from scfast.models.bioformers_tokens import Binning
 from scfast.models.counts import totals_of
 from scfast.run import Counts
 from scfast.run.device import default_device, resolve_device
-from scfast.tl._inputs import check_share, get_counts
+from scfast.tl._inputs import check_share, get_raw_counts
 from scfast.tl._perturbations import get_design
 from scfast.tl.train_bioformers import PRESETS, _chosen, _tokens
 from scfast.train import perturbation as training
@@ -154,7 +154,7 @@ def train_perturbation(
         raise ValueError(f"preset={preset!r} is unknown; use one of {', '.join(map(repr, PRESETS))}")
     columns = [within] if isinstance(within, str) else list(within)
     design = get_design(adata, perturbation, control, columns, separator)
-    counts = get_counts(adata, counts_layer)
+    counts = get_raw_counts(adata, counts_layer)
     totals = totals_of(sparse.csr_matrix(counts.matrix), counts.n_counts)
     every = sorted({part for parts in design.parts for part in parts})
     inputs = _with_targets(_chosen(genes, counts, totals), genes, counts, every)
