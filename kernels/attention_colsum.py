@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 #: Tokens per program of the kernels without a loop over a map.
 BLOCK = 256
+#: Sets of weights in a visit: with more of them the sums no longer fit a program's registers.
+SETS = 64
 
 
 class Colsum(NamedTuple):
@@ -167,11 +169,11 @@ def weigh_rows(where, args, QUERIES: tl.constexpr):
 
 @triton.jit
 def add_heads(args, BLOCK: tl.constexpr):
-    """Sums of heads to sums of output heads, in index order. Grid (blocks of keys, R * Hout)."""
-    key = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    """Sums of heads to sums of output heads, in index order. Grid (R * Hout, of any number, blocks of keys)."""
+    key = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = key < args.total_k
-    index = tl.full([1], 0, tl.int64) + tl.program_id(1)  # set * Hout + output head
-    first = tl.program_id(1) % args.outs * args.slots
+    index = tl.full([1], 0, tl.int64) + tl.program_id(0)  # set * Hout + output head
+    first = tl.program_id(0) % args.outs * args.slots
     total = tl.zeros([BLOCK], tl.float32)
     for n in range(args.slots):
         part = tl.load(args.sums + (index * args.slots + n) * args.total_k + key, mask=inside, other=0.0)
@@ -184,15 +186,16 @@ def add_heads(args, BLOCK: tl.constexpr):
 
 def sum_columns(batch: Batch, owners: int, sums: Any, weights: Any, strides: tuple[int, int]) -> None:
     """Sums [R, owners, Tk] of a batch with shift and norm; see Colsum for weights and their strides."""
-    n_sets = sums.shape[0]
-    fused, many = batch.where.fusion.value != "none", n_sets > 1
-    args = Colsum(
-        weights=weights, set_stride=strides[0], head_stride=strides[1], sets=n_sets,
-        padded=constexpr(padded(n_sets)), norm=batch.where.norm if many and not fused else None,
-        pitch=batch.where.pitch, sums=sums, slots=owners, total_k=sums.shape[2],
-    )  # fmt: skip
+    fused, many = batch.where.fusion.value != "none", sums.shape[0] > 1
     visit = (f"{batch.visited} keys" if fused else "colsum") + (" many" if many else "")
-    batch.visit_keys(visit, owners, args, MANY if many else ONE)
+    for first in range(0, sums.shape[0], SETS):
+        some = sums[first : first + SETS]
+        args = Colsum(
+            weights=weights[first:], set_stride=strides[0], head_stride=strides[1], sets=some.shape[0],
+            padded=constexpr(padded(some.shape[0])), norm=batch.where.norm if many and not fused else None,
+            pitch=batch.where.pitch, sums=some, slots=owners, total_k=sums.shape[2],
+        )  # fmt: skip
+        batch.visit_keys(visit, owners, args, MANY if many else ONE)
 
 
 def launch(
@@ -240,4 +243,4 @@ def launch(
     else:
         sum_columns(batch, owners, step.sums, weights, (total_q, 0))
     if not finished and total_k:
-        add_heads[(triton.cdiv(total_k, BLOCK), n_sets * outs)](step, BLOCK=BLOCK)
+        add_heads[(n_sets * outs, triton.cdiv(total_k, BLOCK))](step, BLOCK=BLOCK)

@@ -24,9 +24,9 @@ PRODUCTS = tl.constexpr(3)
 class Compare(NamedTuple):
     """Arguments of the epilogue."""
 
-    two: Any  # Where of the second model
     rows: Any  # float32 [Tq, 3, H]
     heads: Any  # H
+    two: Any  # Where of the second model; last, because Triton 3.6 loses the constants of a tuple that others follow
 
 
 @triton.jit

@@ -109,6 +109,14 @@ def test_column_sums(heads: str, n: int, residual: float | None, signs: str) -> 
     CHECKS["colsum"](case, weights, heads=heads, head_weights=factors, residual=residual)
 
 
+@pytest.mark.parametrize(("heads", "residual"), [("mean", 0.5), ("none", None), ("max", None)])
+def test_more_sets_of_weights_than_a_visit_takes(heads: str, residual: float | None) -> None:
+    from scfast.kernels.attention_colsum import SETS
+
+    case = make_case([17, 1], heads=2, dim=8)
+    CHECKS["colsum"](case, row_weights(case.packing, SETS + 1), heads=heads, residual=residual)
+
+
 @pytest.mark.parametrize("options", [{}, {"causal": True}], ids=str)
 @pytest.mark.parametrize("heads", HEADS)
 def test_statistics_of_fused_rows(heads: str, options: dict[str, Any]) -> None:
