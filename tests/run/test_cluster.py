@@ -8,6 +8,7 @@ import re
 import signal
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from multiprocessing import forkserver
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def client(workers):
 def dask_bits(folder: Path, client, *, tries: int = 3, **options) -> bytes:
     run = sharded(**options)
     ledger = Ledger.open(folder, run.identity(), run.plan.n_shards)
-    return bits(run.execute(ledger, tries=tries, client=client))
+    return bits(run.execute(ledger, tries=tries, elsewhere=partial(cluster.share, client=client)))
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +92,7 @@ def test_a_shard_that_kills_every_worker_is_left_out(client, tmp_path):
 
     run = sharded(spoil=spoil)
     ledger = Ledger.open(tmp_path, run.identity(), N_SHARDS)
-    results = run.execute(ledger, tries=2, client=client)
+    results = run.execute(ledger, tries=2, elsewhere=partial(cluster.share, client=client))
     assert results.left_out == {(first, last): "its process ended without a word"}
 
 

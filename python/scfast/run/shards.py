@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -20,7 +20,6 @@ from scfast.models.base import AttentionSource, Tokens
 from scfast.observables.base import Observable
 from scfast.run.array_files import DamagedFileError
 from scfast.run.budget import Budget
-from scfast.run.cluster import share
 from scfast.run.collect import Collector
 from scfast.run.counts import Counts
 from scfast.run.disk import writing
@@ -32,15 +31,14 @@ from scfast.run.runner import AHEAD_TOKENS, Results, Visited, visit
 from scfast.run.stages import Clock, note_times, stage
 from scfast.run.stopping import Stopped, stop_on_signal
 
-if TYPE_CHECKING:
-    from distributed import Client
-
 _LOG = logging.getLogger(__name__)
 
 #: Seconds between two looks at what other workers have finished.
 LOOK = 0.2
 
 Analyses = Mapping[str, Accumulator | RowWriter]
+#: Has shards of a run, which its ledger keeps, run by others; each is tried so often.
+Elsewhere: TypeAlias = "Callable[[ShardedRun, Ledger, Sequence[int], int], None]"
 
 
 class PartDone(BaseException):
@@ -125,7 +123,7 @@ class ShardedRun:
         tries: int = 3,
         *,
         wait: bool = False,
-        client: Client | None = None,
+        elsewhere: Elsewhere | None = None,
     ) -> Results:
         """Run what is missing, and merge.
 
@@ -139,8 +137,8 @@ class ShardedRun:
             A shard that failed so often is left out.
         wait
             Wait for other workers' shards as long as the process that started this one is there.
-        client
-            Of a Dask cluster, whose workers run the shards.
+        elsewhere
+            What has shards run by others, such as :func:`scfast.run.cluster.share`. Default: they are run here.
 
         Returns
         -------
@@ -171,10 +169,10 @@ class ShardedRun:
                 except DamagedFileError as error:
                     _LOG.warning("%s; it was set aside, and is run again", error)
                     continue
-            if client is None:
+            if elsewhere is None:
                 self._run(ledger, mine)
             else:
-                share(self, ledger, mine, tries, client)
+                elsewhere(self, ledger, mine, tries)
 
     def _run(self, ledger: Ledger, shards: Sequence[int]) -> None:
         """Run shards, one after the other."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ import torch
 from scfast.run import memory as budget
 from scfast.run.array_files import DamagedFileError
 from scfast.run.atomic import publish
+from scfast.run.cluster import share
 from scfast.run.ledger import Ledger
 from scfast.run.runner import Results
 from scfast.run.shards import ShardedRun
@@ -70,7 +72,8 @@ class Store:
         name = self._name_next(run)
         about = {"memory": run.budget and run.budget.granted, "parts": run.parts()}
         ledger = Ledger.open(self.folder / name, run.identity(), run.plan.n_shards, about)
-        results = run.execute(ledger, self.part, self.tries, wait=self.wait, client=self.dask)
+        elsewhere = None if self.dask is None else partial(share, client=self.dask)
+        results = run.execute(ledger, self.part, self.tries, wait=self.wait, elsewhere=elsewhere)
         self.left_out += [(name, rows, reason) for rows, reason in results.left_out.items()]
         return results
 
