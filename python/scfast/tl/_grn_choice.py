@@ -71,8 +71,8 @@ def choose_columns(
     sources: Sequence[str] | None,
     gene_symbols: str | None,
     min_cells: int,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Columns of the genes of the network, and of those that are read from, as far as enough cells have them.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Columns of the genes, of those that are read from, as far as enough cells have them; and cells of each gene.
 
     Raises
     ------
@@ -108,7 +108,7 @@ def choose_columns(
             f"{len(kept)} genes and {len(read)} sources have a token in min_cells={min_cells} cells or more, and a"
             " network needs two genes and a source: name others, or lower min_cells="
         )
-    return kept, read
+    return kept, read, cells[kept]
 
 
 def _tell(argument: str, wanted: list[str], names: np.ndarray, named: np.ndarray) -> None:

@@ -45,6 +45,8 @@ class GrnRun:
         The model, the cells, what tokenising said, and what the user asked for.
     genes, sources
         int64: columns of the genes, and of those that are read from.
+    cells
+        int64: how many have a token of each of ``genes``.
     weights
         float64 [N, H]: of layers and heads, with sum 1.
     rank
@@ -63,6 +65,7 @@ class GrnRun:
     how: Conditions
     genes: np.ndarray
     sources: np.ndarray
+    cells: np.ndarray
     weights: np.ndarray
     rank: bool = False
     statistics: int = 2
@@ -73,9 +76,12 @@ class GrnRun:
 
     def __post_init__(self) -> None:
         n = self.counts.var.shape[0]
-        self.place, self.source_place = np.full((2, n), -1, dtype=np.int64)
+        self.place, self.source_place, self.target_place = np.full((3, n), -1, dtype=np.int64)
         self.place[self.genes] = np.arange(len(self.genes))
         self.source_place[self.sources] = np.arange(len(self.sources))
+        # Genes that many cells have lie side by side while sums are made: a cell then touches fewer lines of memory.
+        often = np.argsort(-self.cells, kind="stable")
+        self.target_place[self.genes[often]] = np.arange(len(self.genes))
 
     @property
     def row_bytes(self) -> int:
@@ -97,18 +103,17 @@ class GrnRun:
     def edges(self, rows: np.ndarray, first: int, last: int, label: str) -> Part:
         """Sums over some cells, of the sources ``first`` to ``last`` - 1."""
         strata = Strata.from_codes(np.zeros(self.counts.n_cells, dtype=np.int64), 1)
-        edges = GeneEdges(strata, self.place, self.source_place, first, last)
+        edges = GeneEdges(strata, self.target_place, self.source_place, first, last)
 
         def observe(tokens: Tokens) -> Sequence[Observable]:
             return [
                 EdgesOfBatch(
-                    self.place, self.weights, (first, last), sources=self.source_place, rank=self.rank
+                    self.target_place, self.weights, (first, last), sources=self.source_place, rank=self.rank
                 )
             ]
 
-        return Part(
-            *self._run(rows, (last - first) * self.row_bytes, {"edges": edges}, observe, label)["edges"]
-        )
+        found = self._run(rows, (last - first) * self.row_bytes, {"edges": edges}, observe, label)["edges"]
+        return Part(*(x[:, self.target_place[self.genes]] for x in found))
 
     def states(self, rows: np.ndarray, label: str) -> np.ndarray:
         """Sums of queries and keys over some cells; see :class:`scfast.observables.GeneQueriesKeys`."""

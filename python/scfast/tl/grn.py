@@ -169,12 +169,14 @@ def grn(
     weighed = layer_weights(source, layers, heads, weights)
     found = survey(source, counts)
     rows = get_rows(found, source, adata.var)
-    columns, read = choose_columns(adata, source, counts, found, genes, sources, gene_symbols, min_cells)
+    columns, read, seen = choose_columns(
+        adata, source, counts, found, genes, sources, gene_symbols, min_cells
+    )
     group, block = blocks_of_cells(groups, rows, replicates, n_blocks, seed, groupby)
     shared = int(block.max()) + 1 if replicates is not None and shared_replicates(group, block) else 0
     networks = 1 + 2 * (compare is not None)  # whose replicates are held, where groups share them
     run = GrnRun(
-        source, counts, found, how, columns, read, weighed, convention == "rank", 4 if compare else 2,
+        source, counts, found, how, columns, read, seen, weighed, convention == "rank", 4 if compare else 2,
         shared * networks,
     )  # fmt: skip
     _check_result(run, how, len(places), len(groups.names), top, n_blocks if keep_blocks else 0)
