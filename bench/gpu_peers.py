@@ -27,7 +27,6 @@ ALL_OURS = (OURS, OURS_RECEIVED, OURS_NORM, OURS_RELEVANCE)
 FLEX = "FlexAttention"
 #: Entries of a row; genes that sums are kept of, and tokens up to which a cell counts as small.
 STRONGEST, GENOME, SMALL_CELL = 16, 20_000, 256
-#: Ops that torch has nothing for: its forward pass is timed beside them.
 
 Answer = dict[str, torch.Tensor]
 Contender = Callable[["Inputs"], Answer]

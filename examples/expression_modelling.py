@@ -290,7 +290,7 @@ def baselines(trained: Trained) -> Part:
 
 def embedding(cells: ad.AnnData, trained: Trained, out: Path) -> Part:
     """AvgBIO of cell vectors, and UMAPs of the first seed's."""
-    variable_genes(cells, trained, out)
+    variable_genes(cells, out)
     plain = pd.DataFrame([{"vectors": key, "seed": 0, **avg_bio(cells, key)} for key in (GENES, MOST)])
     ours = [vectors_of(cells, folder_of(out, BOTH[0], seed), seed) for seed in seeds_of(trained, BOTH[0])]
     every = pd.concat([plain, *ours], ignore_index=True)
@@ -333,7 +333,7 @@ def avg_bio(cells: ad.AnnData, key: str) -> dict[str, float]:
     return scfast.tl.avg_bio(cells, LABEL, use_rep=key).to_dict()
 
 
-def variable_genes(cells: ad.AnnData, trained: Trained, out: Path) -> None:
+def variable_genes(cells: ad.AnnData, out: Path) -> None:
     """Put principal components of log-normalised genes beside the cells: those that the models read, and scanpy's."""
     import scanpy as sc
 

@@ -58,13 +58,13 @@ def check_map(
                 f"heads={heads!r} has no meaning for the map Norm, whose heads are summed as vectors: leave heads out, "
                 "or pass 'none' for the norms of each head"
             )
-        return _check_norm(map, q, k, packing, heads), heads or "sum"
+        return _check_norm(map, q, packing, heads), heads or "sum"
     if isinstance(map, Relevance):
         return _check_relevance(map, q, k, packing), default if heads is None else heads
     raise _unknown(map)
 
 
-def _check_norm(map: Norm, q: torch.Tensor, k: torch.Tensor, packing: Packing, heads: str | None) -> Norm:
+def _check_norm(map: Norm, q: torch.Tensor, packing: Packing, heads: str | None) -> Norm:
     n_queries, n_keys, n_heads = packing.total_q, packing.total_k, q.shape[1]
     if heads == "none" and (map.diagonal_linear is not None or map.diagonal_constant is not None):
         raise ValueError(

@@ -139,7 +139,7 @@ def prevalence(
     tables, abouts = [], []
     for key, scores in kept.items():
         draws = np.random.default_rng(seed)
-        measured = _measure(key, scores, groups, program)
+        measured = _measure(key, scores, groups)
         low, high = _intervals(scores, measured, groups, program, n_bootstrap, level, draws)
         null = _null(measured, program, _alike(key, scores, measured, n_bins), n_permutations, draws)
         tables += _tables(key, groups, measured, program, low, high, null, level)
@@ -213,7 +213,7 @@ def _assign(clusters: Mapping[str, str], names: np.ndarray) -> tuple[_Programs, 
     return _Programs(of_gene, list(code)), len(given_names.keys() - set(names))
 
 
-def _measure(key: str, scores: KeptScores, groups: Groups, program: _Programs) -> _Measured:
+def _measure(key: str, scores: KeptScores, groups: Groups) -> _Measured:
     sums = scores.gene_shares(groups.strata)
     result = sums.result()
     empty = [name for name, cells in zip(groups.names, result.cells, strict=True) if not cells]

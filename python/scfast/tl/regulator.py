@@ -152,7 +152,7 @@ def regulator(
         "influenced": heat,
         "edges": edges,
         "overlap": _overlap(known & within, within, ranked[:top], table is not None),
-        "enrichment": _enriched(names, gene_symbols, within, ranked[:top], gene_sets, table, gene, networks),
+        "enrichment": _enriched(names, gene_symbols, within, ranked[:top], gene_sets, table, gene),
         "params": {
             "gene": gene, "key": key, "network": chosen, "top": top, **given(gene_symbols=gene_symbols),
         },
@@ -193,7 +193,6 @@ def _enriched(
     gene_sets: Mapping[str, Sequence[str]] | str | Path | None,
     reference: pd.DataFrame | None,
     gene: str,
-    networks: Networks,
 ) -> pd.DataFrame:
     """Gene sets and regulons among the top, each kind corrected by itself."""
     kinds: dict[str, Mapping[str, Sequence[str]]] = {}
