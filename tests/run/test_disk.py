@@ -179,10 +179,17 @@ def test_processes_that_still_run_use_up_no_attempts(tmp_path, whole):
     assert set(go(tmp_path).left_out) == {(6, 12)}
 
 
-def test_attempts_of_one_name_are_told_apart():
+def test_attempts_of_one_name_are_told_apart(tmp_path):
     me, dead = writer(), "elsewhere:7"
-    assert in_vain([f"begun {dead}", f"begun {dead}"]) == 2  # a container gives every process the same number
-    assert in_vain([f"begun {dead}", f"failed {dead} for a reason", f"begun {dead}", f"stopped {dead}"]) == 1
-    assert in_vain([f"begun {me}"]) == 1
-    assert in_vain([f"begun {dead}", "stopped"]) == 0
-    assert in_vain(["stopped", "", "nonsense"]) == 0
+    assert (
+        in_vain([f"begun {dead}", f"begun {dead}"], tmp_path) == 2
+    )  # a container gives every process the same number
+    assert (
+        in_vain(
+            [f"begun {dead}", f"failed {dead} for a reason", f"begun {dead}", f"stopped {dead}"], tmp_path
+        )
+        == 1
+    )
+    assert in_vain([f"begun {me}"], tmp_path) == 1
+    assert in_vain([f"begun {dead}", "stopped"], tmp_path) == 0
+    assert in_vain(["stopped", "", "nonsense"], tmp_path) == 0

@@ -100,7 +100,9 @@ def share(run: ShardedRun, ledger: Ledger, shards: Sequence[int], tries: int, cl
         tqdm(total=run.plan.n_cells, initial=ready, unit="cell", desc=run.label, disable=disable) as bar,
     ):
 
-        def again(shard: int, reason: str) -> None:
+        def again(shard: int, reason: str, lost: bool) -> None:
+            if lost:
+                ledger.lost(shard)
             attempts = ledger.attempts(shard)
             _LOG.warning("shard %d failed (attempt %d): %s", shard, attempts, reason)
             if attempts < tries:
@@ -112,15 +114,15 @@ def share(run: ShardedRun, ledger: Ledger, shards: Sequence[int], tries: int, cl
                 for address, (shard, future) in list(running.items()):
                     if future.done():
                         del running[address]
-                        reason = _outcome(future)
+                        reason, lost = _outcome(future)
                         if reason:
-                            again(shard, reason)
+                            again(shard, reason, lost)
                         else:
                             bar.update(int(cells[shard]))
                     elif address not in workers:
                         del running[address]
                         future.cancel()
-                        again(shard, f"its worker {address} was lost")
+                        again(shard, f"its worker {address} was lost", True)
                 for address in workers:
                     if waiting and address not in running:
                         shard = waiting.popleft()
@@ -138,14 +140,14 @@ def share(run: ShardedRun, ledger: Ledger, shards: Sequence[int], tries: int, cl
         client.run(forget, parcel.sha256, on_error="ignore")
 
 
-def _outcome(future: Future) -> str:
-    """Why a shard failed, or nothing; what is wrong with the run as a whole is raised."""
+def _outcome(future: Future) -> tuple[str, bool]:
+    """Why a shard failed, or nothing; whether its worker was lost. What is wrong with the run as a whole is raised."""
     from distributed import KilledWorker
 
     try:
-        return future.result()
+        return future.result(), False
     except (KilledWorker, CancelledError):
-        return "its worker was lost"
+        return "its worker was lost", True
 
 
 def _wait(futures: Sequence[Future]) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 
 from scfast.run.array_files import DamagedFileError, read_arrays, write_arrays
 from scfast.run.atomic import UNFINISHED, publish, to_disk
-from scfast.run.attempts import in_vain, writer
+from scfast.run.attempts import ALIVE, alive, in_vain, writer
 from scfast.run.disk import RunGoneError, writing
 from scfast.run.stages import Times, noted_times
 
@@ -190,6 +191,22 @@ class Ledger:
         """Shards in which memory ran out."""
         return self._numbers(_REVISION)
 
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Give signs of life while the block runs: see :func:`scfast.run.attempts.alive`.
+
+        Raises
+        ------
+        RunGoneError
+            When the folder is there no more.
+        """
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(alive(self.folder))
+            except FileNotFoundError:
+                raise self.gone() from None
+            yield
+
     def begin(self, shard: int) -> None:
         """Note an attempt at a shard, which may be the last thing that this process does.
 
@@ -207,13 +224,17 @@ class Ledger:
         """
         self._note(shard, f"stopped {writer() if whose is None else whose}".strip())
 
+    def lost(self, shard: int) -> None:
+        """Note that the process which began last is no more, as a cluster says."""
+        self._note(shard, "lost")
+
     def failed(self, shard: int, reason: str) -> None:
         """Note why an attempt failed."""
         self._note(shard, f"failed {writer()} {' '.join(reason.split())}")
 
     def attempts(self, shard: int) -> int:
         """How often a shard was begun in vain: see :func:`scfast.run.attempts.in_vain`."""
-        return in_vain(self._lines(shard))
+        return in_vain(self._lines(shard), self.folder)
 
     def reason(self, shard: int) -> str:
         """Why the last attempt failed, as far as it could say."""
@@ -234,7 +255,7 @@ class Ledger:
 
     def sweep(self) -> None:
         """Remove what killed writers left; only when nobody writes."""
-        for pattern in (f".*{UNFINISHED}", f"{PARCEL}-*"):
+        for pattern in (f".*{UNFINISHED}", f"{PARCEL}-*", f"{ALIVE}-*"):
             for path in self.folder.glob(pattern):
                 path.unlink(missing_ok=True)
 

@@ -215,6 +215,15 @@ class ShardedRun:
         if ledger.path(shard).exists():
             return ""
         clock = Clock()
+        with ledger.working():
+            reason = self._attempt(ledger, shard, done)
+        if not reason:
+            with writing(ledger.folder):
+                note_times(ledger.folder, clock.times())
+        return reason
+
+    def _attempt(self, ledger: Ledger, shard: int, done: Callable[[int], object]) -> str:
+        """Run one shard, and note how it ended; why it failed, or nothing."""
         ledger.begin(shard)
         try:
             visited = self._visit(ledger, shard, done)
@@ -234,8 +243,6 @@ class ShardedRun:
             with suppress(OSError):
                 ledger.take_back(shard)
             raise
-        with writing(ledger.folder):
-            note_times(ledger.folder, clock.times())
         return ""
 
     def _visit(
