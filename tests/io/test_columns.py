@@ -157,6 +157,9 @@ def test_the_command_line_takes_a_condition(folder):
     for stream in (False, True):
         adata = load(folder / "cells.h5ad", stream=stream, where="`cell type` == 'T'")
         assert (adata.obs["cell type"] == "T").all()
+    few = load(folder / "cells.h5ad", stream=True, where="`cell type` == 'T'", obs=["donor"])
+    assert list(few.obs) == ["donor"]
+    assert few.n_obs == adata.n_obs
     with pytest.raises(ValueError, match="holds a call"):
         load(folder / "cells.h5ad", where="donor.str.len() > 0")
     help_text = CliRunner().invoke(cli, ["run", "--help"]).output

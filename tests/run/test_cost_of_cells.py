@@ -23,8 +23,8 @@ from scfast.models.base import TokenKind, Tokens
 from scfast.run import StoredCounts, make_plan, run, runner, survey
 from tests.toy import ToySource
 
-#: Bytes that a cell may cost: 32 MB of a million cells.
-ALLOWED = 32
+#: Bytes that a cell may cost: 20 MB of a million cells.
+ALLOWED = 20
 SIZES, N_GENES, TOKENS = (3_000, 15_000), 30, 4
 
 

@@ -8,6 +8,7 @@ import warnings
 import anndata as ad
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 import zarr
 from hypothesis import given, settings
@@ -49,6 +50,35 @@ def test_rows_are_those_of_the_matrix(name, rows, block, folder):
     assert totals is None
     assert taken.has_canonical_format
     np.testing.assert_array_equal(taken.toarray(), ADATA.X[rows].toarray())
+
+
+@pytest.mark.parametrize("name", ["cells.h5ad", "cells.zarr"])
+def test_values_beyond_two_to_the_31(name, tmp_path):
+    """Of a matrix that is nowhere but in its last two rows: chunks that were not written take no place."""
+    sizes = np.array([*[2**24] * 128, 2, 3])
+    n_values, shape = int(sizes.sum()), (len(sizes), 40)
+    path, chunk = tmp_path / name, 2**20
+    root = h5py.File(path, "w") if path.suffix == ".h5ad" else zarr.open_group(str(path), mode="w")
+    group, obs, var = root.create_group("X"), *(pd.DataFrame(index=np.arange(n).astype(str)) for n in shape)
+    group.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": list(shape)})
+    create = group.create_dataset if path.suffix == ".h5ad" else group.create_array
+    for part, dtype, last in (("data", "f4", [1, 2, 3, 4, 5]), ("indices", "i4", [3, 39, 0, 7, 8])):
+        create(part, shape=(n_values,), chunks=(chunk,), dtype=dtype)
+        group[part][2**31 :] = np.array(last, dtype)
+    create("indptr", shape=(len(sizes) + 1,), dtype="i8")
+    group["indptr"][:] = np.append(0, np.cumsum(sizes))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for part, frame in (("obs", obs), ("var", var)):
+            ad.io.write_elem(root, part, frame)
+    if path.suffix == ".h5ad":
+        root.close()
+    counts = stored(path, block_cells=2)
+    assert int(counts._starts[-2]) == 2**31
+    taken, _ = counts.take(np.array([129, 128]))
+    expected = np.zeros((2, 40))
+    expected[1, [3, 39]], expected[0, [0, 7, 8]] = [1, 2], [3, 4, 5]
+    np.testing.assert_array_equal(taken.toarray(), expected)
 
 
 def test_few_blocks_are_kept(folder):

@@ -87,7 +87,7 @@ class ArrayAccumulator:
 
     def _strata_of(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
         """(stratum int64 [B], whether the cell is in one, bool [B])."""
-        stratum = self.strata.of_row[batch.rows]
+        stratum = self.strata.of(batch.rows)
         return stratum, stratum >= 0
 
     def _group_of(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:

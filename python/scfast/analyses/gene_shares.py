@@ -122,7 +122,7 @@ class GeneShares(ArrayAccumulator):
 
     def of_rows(self, block: RowBlock, tokens: sparse.csr_matrix | None = None) -> list[Addition]:
         """What cells add whose scores [B, genes], and tokens, were kept; nothing is changed."""
-        stratum = self.strata.of_row[block.rows]
+        stratum = self.strata.of(block.rows)
         found = shares(sparse.csr_matrix(block.values), tokens, sum_to_one=bool(self.sum_to_one))
         inside = stratum[found.cell] >= 0
         cell, gene = found.cell[inside], found.gene[inside]

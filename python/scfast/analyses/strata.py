@@ -15,7 +15,8 @@ class Strata:
     Attributes
     ----------
     of_row
-        int64 [cells]: stratum of each row of the data; -1 for cells of no group.
+        Stratum of each row of the data, -1 for cells of no group [cells]: of the smallest signed type that holds them,
+        so reckon with :meth:`of`.
     group
         int64 [S]: group of each stratum.
     n_groups
@@ -50,23 +51,35 @@ class Strata:
         """Strata of cells with integer group codes, -1 for none, and replicate codes, -1 for unknown.
 
         Cells of unknown replicate belong to no stratum.
+
+        Raises
+        ------
+        ValueError
+            When a code names no group.
         """
-        groups = np.array(groups, dtype=np.int64)
+        groups = np.asarray(groups)
+        if groups.max(initial=-1) >= n_groups:
+            raise ValueError(f"a cell is in group {groups.max()}, and there are {n_groups}, counted from 0")
         if replicates is None:
-            groups.flags.writeable = False  # not copied once more
-            return cls(groups, np.arange(n_groups), n_groups, False)
+            return cls(_smallest(groups, n_groups), np.arange(n_groups), n_groups, False)
         replicates = np.asarray(replicates, dtype=np.int64)
         known = (groups >= 0) & (replicates >= 0)
         width = int(replicates.max(initial=0)) + 1
-        pairs, codes = np.unique(groups[known] * width + replicates[known], return_inverse=True)
+        pairs, codes = np.unique(
+            groups[known].astype(np.int64) * width + replicates[known], return_inverse=True
+        )
         of_row = np.full(len(groups), -1, dtype=np.int64)
         of_row[known] = codes
-        return cls(of_row, pairs // width, n_groups, True)
+        return cls(_smallest(of_row, len(pairs)), pairs // width, n_groups, True)
 
     @property
     def n(self) -> int:
         """Number of strata, S."""
         return len(self.group)
+
+    def of(self, rows: np.ndarray) -> np.ndarray:
+        """int64: strata of these rows of the data, -1 for none."""
+        return self.of_row[rows].astype(np.int64)
 
     def by_group(self, per_stratum: np.ndarray) -> np.ndarray:
         """Sums [n_groups, ...] of values [S, ...] over the strata of each group."""
@@ -102,3 +115,10 @@ class Strata:
         """The strata that had this state."""
         n_groups, replicated = (int(x) for x in state["strata_options"])
         return cls(state["strata_of_row"], state["strata_group"], n_groups, bool(replicated))
+
+
+def _smallest(codes: np.ndarray, n: int) -> np.ndarray:
+    """Codes below ``n``, and -1, in as few bytes as they need; nobody can write into them."""
+    codes = codes.astype(np.min_scalar_type(-max(n, 1)))
+    codes.flags.writeable = False
+    return codes

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from scfast.cli.console import Console
+    from scfast.io.carried import CellsOnDisk
     from scfast.models import AttentionSource
 
 Options = Mapping[str, Any]
@@ -121,12 +122,12 @@ def run(
     getattr(tl, name)(adata, *taken, **arguments, **common)
 
 
-def write(name: str, adata: AnnData, out: Path) -> list[Path]:
-    """Write the cells, and the analysis' tables and figure."""
+def write(name: str, adata: AnnData, out: Path, cells: CellsOnDisk | None = None) -> list[Path]:
+    """Write the cells, with what else is known of them on disk, and the analysis' tables and figure."""
     from scfast import io, pl
 
     analysis = ANALYSES[name]
-    files = [io.write_h5ad(adata, out / "cells.h5ad")]
+    files = [io.write_h5ad(adata, out / "cells.h5ad", cells=cells)]
     for table, (stem, index) in analysis.files.items():
         *folders, last = table.split("/")
         results = reduce(lambda part, folder: part.get(folder, {}), folders, adata.uns[name])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,17 +29,24 @@ def scored_groups(adata: AnnData, key: str, groupby: str | None) -> int:
 
 
 def load(
-    data: Path, *, stream: bool = False, counts_layer: str | None = None, where: str | None = None
+    data: Path,
+    *,
+    stream: bool = False,
+    counts_layer: str | None = None,
+    where: str | None = None,
+    obs: Sequence[str] | None = None,
 ) -> AnnData:
     """The AnnData at a path, or the data set of that name where no such file exists.
 
-    With ``stream``, its X is what ``counts_layer`` names, and stays on disk. ``where`` is a condition on obs.
+    With ``stream``, its X is what ``counts_layer`` names, and stays on disk; of obs, only the columns ``obs`` are read
+    where they are given. ``where`` is a condition on obs.
     """
     from scfast import datasets, io
     from scfast.io.columns import Condition
 
     named = str(data) == "pbmc68k" and not data.exists()
     if stream and not named:
-        return io.open(data, counts="X" if counts_layer is None else f"layers/{counts_layer}", where=where)
+        counts = "X" if counts_layer is None else f"layers/{counts_layer}"
+        return io.open(data, counts=counts, obs=obs, where=where)
     adata = datasets.pbmc68k() if named else io.read(data)
     return adata if where is None else adata[Condition(where, list(adata.obs)).rows(adata.obs)].copy()

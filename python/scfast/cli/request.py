@@ -24,6 +24,7 @@ from scfast.cli.parsing import (
 if TYPE_CHECKING:
     from anndata import AnnData
 
+    from scfast.io.carried import CellsOnDisk
     from scfast.models import AttentionSource
 
 
@@ -43,8 +44,8 @@ class Request:
         Of the analysis.
     common
         Arguments of every tool, but for ``progress``.
-    stream
-        Whether the counts stay on disk.
+    on_disk
+        Where the cells are, when their counts stay on disk: only the columns of obs that are asked for are read.
     keeping
         How the run is kept and shared.
     described
@@ -56,7 +57,7 @@ class Request:
     sources: Mapping[str, AttentionSource]
     options: Mapping[str, Any]
     common: Mapping[str, Any]
-    stream: bool
+    on_disk: CellsOnDisk | None
     keeping: Keeping
     described: dict[str, str]
 
@@ -65,6 +66,7 @@ class Request:
         """Check what :func:`request_options` took, and load cells and models."""
         from scfast import models
         from scfast.cli.data import load
+        from scfast.io.carried import CellsOnDisk
         from scfast.run import DEFAULT_MEMORY, default_device, parse_memory, resolve_device
 
         data, out, analysis, memory = (options.pop(name) for name in ("data", "out", "analysis", "memory"))
@@ -91,7 +93,10 @@ class Request:
         ]
         check_models(analysis, len(wanted))
         loading = parse_model_options(model_options)
-        adata = load(data, stream=stream, counts_layer=counts_layer, where=cells)
+        of_obs = [parsed["groupby"], parsed["replicate_key"], *(parsed["labels"] or [])]
+        columns = None if parsed["cell"] else [name for name in of_obs if name]  # a cell is found by its name
+        adata = load(data, stream=stream, counts_layer=counts_layer, where=cells, obs=columns)
+        on_disk = CellsOnDisk(data, getattr(adata.X, "rows", None)) if hasattr(adata.X, "group") else None
         counts_layer = None if stream else counts_layer
         for option in ("groupby", "replicate_key"):
             if options[option] is not None and options[option] not in adata.obs:
@@ -116,7 +121,7 @@ class Request:
             "kept": keeping.describe(),
         }
         common = {"counts_layer": counts_layer, "memory": memory}
-        return cls(analysis, adata, sources, parsed, common, stream, keeping, described)
+        return cls(analysis, adata, sources, parsed, common, on_disk, keeping, described)
 
     @property
     def device(self) -> str:
@@ -220,7 +225,7 @@ def request_options(function: Any) -> Any:
             help="Also run the untrained model beside.  [default: yes]",
         ),
         click.option(
-            "--stream", is_flag=True, help="Leave the counts on disk and read 4,096 cells at a time."
+            "--stream", is_flag=True, help="Leave the counts on disk and read 2,048 cells at a time."
         ),
         click.option(
             "--where",

@@ -76,14 +76,14 @@ def command(page: bool, dry_run: bool, as_json: bool | None, **options: Any) -> 
     if keeping.worker:
         return
     adata = request.adata
-    if request.stream:
+    if request.on_disk is not None:
         adata.X = None  # the results alone: the counts are on disk already
     missing = (
         [f"{len(left_out)} shards of cells could not be run: they are in no result."] if left_out else []
     )
     facts = {name: request.described[name] for name in ("data", "model", "analysis", "device", "memory")}
     with writing(out):
-        files = write(request.analysis, adata, out)
+        files = write(request.analysis, adata, out, request.on_disk)
         files += attach(out, console, console.elapsed, facts=facts, warnings=missing, page=page)
     show = ANALYSES[request.analysis].show
     if show is not None:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from anndata import AnnData
 
+    from scfast.io.carried import CellsOnDisk
+
 
 def read(path: str | Path) -> AnnData:
     """Read an AnnData from ``.h5ad`` or ``.zarr``.
@@ -54,7 +56,7 @@ def read(path: str | Path) -> AnnData:
     )
 
 
-def write_h5ad(adata: AnnData, path: str | Path) -> Path:
+def write_h5ad(adata: AnnData, path: str | Path, *, cells: CellsOnDisk | None = None) -> Path:
     """Write ``adata`` in one atomic step: ``path`` holds all of it or what it held before.
 
     Parameters
@@ -63,6 +65,9 @@ def write_h5ad(adata: AnnData, path: str | Path) -> Path:
         What to write, with gzip compression.
     path
         Where; folders are created.
+    cells
+        Where the rest of ``obs``, ``obsm`` and ``uns`` is, when ``adata`` was opened with some columns of obs alone:
+        it is carried into the file without being held in memory.
 
     Returns
     -------
@@ -81,10 +86,12 @@ def write_h5ad(adata: AnnData, path: str | Path) -> Path:
     part = path.with_name(f".{path.stem}.part.h5ad")
     with _set_aside(adata) as on_disk:
         adata.write_h5ad(part, compression="gzip")
-    if on_disk:
+    if on_disk or cells is not None:
         import h5py
 
         with h5py.File(part, "r+") as file:
+            if cells is not None:
+                cells.add_to(file)
             for (slot, key), stored in on_disk.items():
                 file.copy(getattr(stored, "group", stored), file[slot], name=key)
     part.replace(path)

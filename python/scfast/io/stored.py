@@ -31,7 +31,7 @@ def open(
     """Open an ``.h5ad`` or ``.zarr`` whose counts are read block by block as they are needed.
 
     For data that do not fit into memory: every tool takes the result, and visits the cells in the order in which they
-    lie on the disk, 4,096 at a time.
+    lie on the disk, 2,048 at a time.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ def open(
     import anndata as ad
 
     path = Path(path)
-    root = _root(path)
+    root = root_of(path)
     place = "raw/X" if counts == "raw" else counts
     with _reading(path):
         encoding = root[place].attrs.get("encoding-type", "array") if place in root else None
@@ -172,7 +172,7 @@ def _selected_class(whole: type) -> type:
     return type(f"{whole.__name__}Rows", (whole,), own)
 
 
-def _root(path: Path) -> Any:
+def root_of(path: Path) -> Any:
     """The file, open for reading."""
     if not path.exists():
         raise FileNotFoundError(f"no file {path}")

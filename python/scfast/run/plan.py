@@ -21,6 +21,9 @@ MAX_BATCH_TOKENS = 16384
 #: while a batch stays small against a run, so that copies and sums of its neighbours find time beside it.
 MAX_BATCH_TOKENS_GPU = 65536
 
+#: Numbers that are hashed at once.
+HASHED = 2**16
+
 
 @dataclass(frozen=True, eq=False)
 class Plan:
@@ -31,7 +34,7 @@ class Plan:
     Attributes
     ----------
     rows
-        int64 [n]: row numbers of the cells to visit, in order of visit.
+        int32 [n], int64 where the data have 2^31 rows or more: row numbers of the cells to visit, in order of visit.
     offsets
         int64 [batches + 1]: where each batch starts in ``rows``.
     shard_rows
@@ -75,7 +78,7 @@ class Plan:
     def batches(self) -> Iterator[np.ndarray]:
         """Row numbers of each batch, int64."""
         for start, stop in zip(self.offsets[:-1], self.offsets[1:], strict=True):
-            yield self.rows[start:stop]
+            yield self.rows[start:stop].astype(np.int64)
 
     @property
     def n_shards(self) -> int:
@@ -103,7 +106,9 @@ class Plan:
         """Fingerprint of everything above, sha256 in hexadecimal."""
         digest = hashlib.sha256()
         for array in (self.rows, self.offsets, self.shard_rows, self.shard_starts, self.cells_in_blocks):
-            digest.update(np.ascontiguousarray(array, dtype="<i8").data)
+            values = np.ravel(array)
+            for start in range(0, len(values), HASHED):
+                digest.update(values[start : start + HASHED].astype("<i8").data)
         digest.update(json.dumps(self.conditions(), sort_keys=True).encode())
         return digest.hexdigest()
 
@@ -198,7 +203,8 @@ def make_plan(
     """
     lengths = np.asarray(lengths)
     n_cells = len(lengths)
-    order = np.arange(n_cells) if rows is None else np.array(rows, dtype=np.int64)
+    number: type[np.integer] = np.int32 if n_cells < 2**31 else np.int64
+    order: np.ndarray = np.arange(n_cells, dtype=number) if rows is None else np.array(rows, dtype=number)
     longest = int((lengths if rows is None else lengths[order]).max(initial=0))
     if longest > token_budget:
         raise ValueError(

@@ -21,7 +21,7 @@ from scfast.run.extents import reader_of
 from scfast.run.stages import beside, stage
 
 #: Rows read at once, and kept.
-BLOCK_CELLS = 4096
+BLOCK_CELLS = 2048
 #: Row pointers read at once: 2 MB.
 POINTERS_AT_ONCE = 2**18
 #: Values at both ends of the data that tell one file from another.

@@ -168,7 +168,7 @@ def _observe(tokens: Tokens) -> Sequence[Observable]:
 
 
 def _check_groups(groups: Groups, rows: np.ndarray, groupby: str | None) -> None:
-    stratum = groups.strata.of_row[rows]
+    stratum = groups.strata.of(rows)
     cells = np.bincount(groups.strata.group[stratum[stratum >= 0]], minlength=groups.strata.n_groups)
     empty = [name for name, n in zip(groups.names, cells, strict=True) if n == 0]
     if empty:

@@ -210,7 +210,7 @@ def _bins(
     if quantiles is not None:
         names = [f"{part.min()}-{part.max()}" for part in (inside[code == i] for i in range(len(cuts) + 1))]
     of_row = np.full(len(lengths), -1, dtype=np.int64)
-    group = groups.strata.of_row[rows]
+    group = groups.strata.of(rows)
     of_row[rows] = np.where(group >= 0, group * len(names) + code, -1)
     bins = pd.MultiIndex.from_product([groups.names, names], names=["group", "lengths"]).to_frame(index=False)
     return Strata.from_codes(of_row, len(bins)), bins
