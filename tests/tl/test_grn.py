@@ -148,6 +148,33 @@ def test_some_genes_and_sources_and_the_strongest_edges():
         )
 
 
+def test_the_strongest_edges_are_those_of_all_whatever_the_blocks_of_sources():
+    one, many = toy_adata(), toy_adata()
+    for adata, memory in ((one, None), (many, 160_000)):
+        run(adata, toy_source(), top=3, memory=memory)
+    assert many.uns["grn"]["params"]["passes"] > 2 * one.uns["grn"]["params"]["passes"]
+    assert (np.diff(one.varp["grn"].indptr) <= 3).all()
+    for key in ("grn", "grn_se"):
+        np.testing.assert_array_equal(one.varp[key].indices, many.varp[key].indices)
+        np.testing.assert_allclose(one.varp[key].data, many.varp[key].data, rtol=1e-5)
+    pd.testing.assert_frame_equal(one.uns["grn"]["strength"], many.uns["grn"]["strength"], rtol=1e-6)
+
+
+def test_bits_do_not_depend_on_threads():
+    threads, found = torch.get_num_threads(), []
+    try:
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
+            adata = toy_adata()
+            run(adata, toy_source(), groupby="type", compare=("T", "Mono"), replicate_key="donor")
+            found.append(adata)
+    finally:
+        torch.set_num_threads(threads)
+    for adata in found[1:]:
+        assert_same(adata.varp, found[0].varp)
+        assert_same(adata.uns["grn"]["changes"], found[0].uns["grn"]["changes"])
+
+
 def test_ranks_are_those_of_the_tutorial(shared):
     from scfast.observables.gene_edges import _ranks, edge_ranks
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import sparse
+import torch
 
 from scfast.analyses._arrays import ArrayAccumulator
 from scfast.analyses.base import Addition, Batch
@@ -72,16 +72,14 @@ class GeneEdges(_DenseSums):
         """What the cells of a batch add; nothing is changed."""
         score, (rows, columns) = batch.observed[self.name].numpy(), self.sums["score"].shape
         self._check(batch, score, (rows, columns))
-        pairs, n_cells = batch.genes, len(batch.rows)
+        pairs = batch.genes
         source, target = self.sources[pairs.gene] - self.first, self.genes[pairs.gene]
-        reads, read = target >= 0, (self.sources[pairs.gene] >= 0) & (source >= 0) & (source < rows)
-        one, other = (
-            sparse.csr_matrix(
-                (np.ones(kept.sum(), dtype=np.int64), (pairs.cell[kept], place[kept])), shape=(n_cells, width)
-            )
-            for kept, place, width in ((read, source, rows), (reads, target, columns))
-        )
-        return [Addition("score", _ALL, score), Addition("cells", _ALL, (one.T @ other).toarray())]
+        has = [torch.zeros(len(batch.rows), width) for width in (rows, columns)]
+        for held, place in zip(has, (source, target), strict=True):
+            inside = (place >= 0) & (place < held.shape[1])
+            held.numpy()[pairs.cell[inside], place[inside]] = 1
+        both = (has[0].T @ has[1]).to(torch.int64)  # exact: whole numbers far below 2**24
+        return [Addition("score", _ALL, score), Addition("cells", _ALL, both.numpy())]
 
     def result(self) -> GeneEdgesResult:
         """Sums and numbers of cells."""

@@ -26,6 +26,7 @@ from scfast.train.fit import (
     SPLIT,
     Epochs,
     Progress,
+    Schedule,
     adamw,
     claim,
     fingerprint,
@@ -48,32 +49,42 @@ BASELINE_PASSES, BASELINE_TOKENS = 10, 1 << 17
 SCORES = "expression_modelling.csv"
 
 
-@dataclass(frozen=True)
-class Settings:
-    """Everything that decides the result, given the cells; a run is resumed only under equal settings.
+@dataclass(frozen=True, kw_only=True)
+class BioformersSchedule(Schedule):
+    """What the settings of every training of a BioFormers begin with.
 
-    ``model`` is the content of the model's ``config.json`` and its sizes; ``mask`` the share of genes that are hidden,
-    ``nonzero`` the share of these above 0; ``warmup`` a share of the steps; ``accumulate`` the parts that the cells of
-    a step go through the model in; ``patience`` the evaluations without a lower held-out loss after which training ends
-    with the weights of the lowest, None: all steps, and the last weights; ``precision`` "float32" or "bf16";
-    ``train_share`` the share of the cells not held out that are trained on: those of a smaller share are among those of
-    a larger one; ``evaluations`` those of the held-out cells, and checkpoints, over all steps.
+    Attributes
+    ----------
+    model
+        The content of its ``config.json``, and its sizes.
+    precision
+        Of products: "float32" or "bf16"; weights and moments are float32 in either.
+    weight_decay
+        Of all weights but biases and layer norms.
     """
 
     model: dict[str, Any]
-    steps: int
+    precision: str = "float32"
+    weight_decay: float = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(BioformersSchedule):
+    """Everything that decides the result, given the cells; a run is resumed only under equal settings.
+
+    ``mask`` is the share of genes that are hidden, ``nonzero`` the share of these above 0; ``held_out`` the share of
+    the cells that are not trained on; ``accumulate`` the parts that the cells of a step go through the model in;
+    ``patience`` the evaluations without a lower held-out loss after which training ends with the weights of the lowest,
+    None: all steps, and the last weights; ``train_share`` the share of the cells not held out that are trained on:
+    those of a smaller share are among those of a larger one; ``evaluations`` those of the held-out cells, and
+    checkpoints, over all steps.
+    """
+
     mask: float
     nonzero: float
-    batch_tokens: int
-    lr: float
-    seed: int
     held_out: float
-    warmup: float
     accumulate: int = 1
-    weight_decay: float = 0.01
-    clip: float = 1.0
     patience: int | None = None
-    precision: str = "float32"
     train_share: float = 1.0
     evaluations: int = 20
 

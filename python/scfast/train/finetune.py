@@ -16,6 +16,7 @@ from scfast.train.early_stopping import EarlyStopping
 from scfast.train.fit import (
     Epochs,
     Progress,
+    Schedule,
     adamw,
     claim,
     fingerprint,
@@ -31,8 +32,8 @@ from scfast.train.scores import classification_scores, confusion_matrix, f1_scor
 from scfast.train.split import PARTS, TEST, TRAIN, VALIDATION
 
 
-@dataclass(frozen=True)
-class Settings:
+@dataclass(frozen=True, kw_only=True)
+class Settings(Schedule):
     """Everything that decides the result, given the cells and the weights to start from.
 
     ``class_weights`` multiply the losses of the classes, whose mean is taken over the sum of the weights.
@@ -42,14 +43,8 @@ class Settings:
     classes: tuple[str, ...]
     class_weights: tuple[float, ...]
     freeze: Freeze
-    steps: int
-    batch_tokens: int
-    lr: float
     weight_decay: float
     patience: int
-    seed: int
-    warmup: float = 0.1
-    clip: float = 1.0
 
 
 def finetune(

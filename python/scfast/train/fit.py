@@ -9,9 +9,9 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -41,28 +41,28 @@ IDENTITY = {
 }
 
 
-class Schedule(Protocol):
-    """What :func:`fit` reads of the settings of a run, a dataclass."""
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """What the settings of every training begin with; with the others they decide the result, given the cells.
 
-    @property
-    def steps(self) -> int:
-        """Optimiser steps of the whole run."""
+    Attributes
+    ----------
+    steps, batch_tokens
+        Optimiser steps of the whole run, and tokens of each.
+    lr, warmup
+        Largest learning rate, and the share of the steps over which it rises.
+    clip
+        Largest norm of the gradient.
+    seed
+        Of everything drawn at random.
+    """
 
-    @property
-    def lr(self) -> float:
-        """Largest learning rate."""
-
-    @property
-    def warmup(self) -> float:
-        """Share of the steps over which the rate rises."""
-
-    @property
-    def clip(self) -> float:
-        """Largest norm of the gradient."""
-
-    @property
-    def seed(self) -> int:
-        """Of everything drawn at random."""
+    steps: int
+    batch_tokens: int
+    lr: float
+    seed: int
+    warmup: float = 0.1
+    clip: float = 1.0
 
 
 def rng(seed: int, stream: int, number: int = 0) -> np.random.Generator:
@@ -170,7 +170,7 @@ def fit(
     folder
         Of the run.
     schedule
-        Steps, learning rate, warm-up, gradient norm, seed.
+        The settings.
     log
         What a fresh run's log holds, its identity (see :func:`identity`), ``history`` and ``seconds`` included.
     epochs

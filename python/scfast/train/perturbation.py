@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 from scfast.models.base import TokenKind, Tokens
 from scfast.models.bioformers import BioformersSource
 from scfast.models.bioformers_network import BioformersNetwork
-from scfast.train.bioformers import Trainable
+from scfast.train.bioformers import BioformersSchedule, Trainable
 from scfast.train.checkpoint import write_atomically
 from scfast.train.early_stopping import EarlyStopping
 from scfast.train.fit import (
@@ -48,28 +48,19 @@ from scfast.train.split import TEST, TRAIN, VALIDATION
 SHRINKAGE = 10.0
 
 
-@dataclass(frozen=True)
-class Settings:
+@dataclass(frozen=True, kw_only=True)
+class Settings(BioformersSchedule):
     """Everything that decides the result, given the cells.
 
-    ``model`` is the content of the model's ``config.json`` and its sizes; ``held_out`` the perturbations that are not
-    trained on; ``forget`` the share of the cells whose perturbation is told by its marked genes alone; ``patience`` the
-    epochs without a lower validation loss after which training ends; ``warmup`` a share of the steps.
+    ``held_out`` are the perturbations that are not trained on; ``forget`` is the share of the cells whose perturbation
+    is told by its marked genes alone; ``patience`` the epochs without a lower validation loss after which training
+    ends; ``validation`` the share of the cells that these are of.
     """
 
-    model: dict[str, Any]
     held_out: tuple[str, ...]
     forget: float
-    steps: int
     patience: int
-    batch_tokens: int
-    lr: float
-    seed: int
     validation: float
-    warmup: float
-    precision: str = "float32"
-    weight_decay: float = 0.01
-    clip: float = 1.0
 
 
 def train(

@@ -15,6 +15,7 @@ from scfast.train.fit import (
     SPLIT,
     Epochs,
     Progress,
+    Schedule,
     adamw,
     claim,
     fingerprint_cells,
@@ -69,20 +70,14 @@ PRESETS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Settings:
+@dataclass(frozen=True, kw_only=True)
+class Settings(Schedule):
     """Everything that decides the result, given the cells; a run is resumed only under equal settings."""
 
     preset: Preset
     vocabulary_size: int
-    steps: int
     mask: float
-    batch_tokens: int
-    lr: float
-    seed: int
     held_out: float
-    warmup: float = 0.1
-    clip: float = 1.0
 
 
 def new_model(preset: Preset, vocabulary_size: int, seed: int) -> torch.nn.Module:
