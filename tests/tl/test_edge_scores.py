@@ -102,6 +102,18 @@ def test_rewired_references_keep_degrees_and_forget_the_rest():
     assert np.mean(overlaps[1:]) < 0.35  # from 1; edges by chance 0.2
 
 
+def test_the_first_rewired_reference_is_as_far_away_as_any():
+    draws, overlaps = np.random.default_rng(0), []
+    for _ in range(6):
+        weight = [draws.pareto(1.5, n) + 0.2 for n in (30, 250)]  # a few have many edges, as in references
+        likely = np.outer(*weight)
+        edges = draws.random(likely.shape) < np.minimum(0.06 * likely / likely.mean(), 0.9)
+        samples = rewired(edges, np.full(30, -1), 12, draws)
+        overlaps.append([(sample & edges).sum() / edges.sum() for sample in samples])
+    first, later = np.mean(overlaps, axis=0)[0], np.mean(overlaps, axis=0)[1:]
+    assert first < later.mean() + 0.03  # from 1; without a burn-in 0.1 above
+
+
 def test_scores_that_know_nothing_are_worth_what_the_null_is():
     draws = np.random.default_rng(3)
     edges = draws.random((40, 200)) < 0.05
