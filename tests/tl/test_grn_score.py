@@ -107,6 +107,13 @@ def test_names_are_looked_up_in_a_column():
     assert_same(plain["table"], again["table"])
 
 
+def test_columns_of_one_name_are_one_gene():
+    adata = with_network(np.random.default_rng(0).random((40, 40)))
+    adata.var["symbol"] = ["A", "A", *GENES[2:]]
+    params = scored(adata, {"A": ["A", "G3", "G4"], "G5": ["G6"]}, gene_symbols="symbol")["params"]
+    assert (params["regulators"], params["edges"]) == (3, 5)  # both columns of A, none of them to the other
+
+
 def test_results_survive_a_file(tmp_path):
     adata = with_network(np.random.default_rng(0).random((40, 40)))
     scored(adata, truth())

@@ -72,9 +72,23 @@ def test_what_a_regulator_refuses(made):
         ("G0", {"network": "NK"}, KeyError, "is not in the results"),
         ("G0", {"reference": {"G0": ["G1"]}, "top": 40}, ValueError, "name a smaller top"),
         ("G0", {"n_edges": 0}, ValueError, "n_edges=0"),
+        (
+            "G0",
+            {"reference": {"TP53": ["MDM2"]}, "top": 5},
+            ValueError,
+            "names none of the genes: it has 'TP53'",
+        ),
     ):
         with pytest.raises(error, match=says):
             scfast.tl.regulator(made, gene, **options)
+
+
+def test_a_regulator_without_known_targets_has_no_p_value(made):
+    adata = made.copy()
+    scfast.tl.regulator(adata, "G4", network="all", reference={"G0": ["G1", "G2"]}, top=5)
+    overlap = adata.uns["regulator"]["overlap"].iloc[0]
+    assert overlap["known"] == 0
+    assert np.isnan(overlap["p_value"])
 
 
 def blocks(seed=0):

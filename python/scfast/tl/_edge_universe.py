@@ -68,13 +68,14 @@ def edge_universe(reference: pd.DataFrame, names: np.ndarray, genes: np.ndarray,
         When the reference has no edge among these genes, or all pairs are edges.
     """
     columns = pd.DataFrame({"name": names[genes], "column": genes})
-    found = reference.merge(columns.add_prefix("source_"), left_on="source", right_on="source_name").merge(
+    others = reference[reference["source"] != reference["target"]]  # two columns of one name are one gene
+    found = others.merge(columns.add_prefix("source_"), left_on="source", right_on="source_name").merge(
         columns.add_prefix("target_"), left_on="target", right_on="target_name"
     )
     source, target = found["source_column"].to_numpy(), found["target_column"].to_numpy()
     source, target = source[source != target], target[source != target]
     known = pd.unique(pd.concat([reference["source"], reference["target"]]))
-    overlap = np.isin(known, names[genes])
+    overlap = pd.Index(known).isin(names[genes])
     if not len(source):
         raise ValueError(
             f"the reference has no edge between two of the network's {len(genes)} genes ({overlap.sum()} of its"

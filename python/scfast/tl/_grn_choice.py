@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from scfast.models.base import AttentionSource
 from scfast.run import Counts, TokenSurvey
@@ -95,7 +96,7 @@ def choose_columns(
         named = np.ones(adata.n_vars, dtype=bool)
         if wanted is not None:
             wanted = list(dict.fromkeys([wanted] if isinstance(wanted, str) else map(str, wanted)))
-            named = np.isin(names, wanted)
+            named = pd.Index(names).isin(wanted)  # by hash: NumPy compares texts one with another
             _tell(argument, wanted, names, named)
             if argument == "sources":
                 _tell_rare(wanted, names, named, often, min_cells)

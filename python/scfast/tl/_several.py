@@ -150,7 +150,7 @@ def highlighted(
     if genes is None:
         return np.zeros(len(names), dtype=bool), []
     wanted = list(dict.fromkeys([genes] if isinstance(genes, str) else map(str, genes)))
-    marked = np.isin(names, wanted)
+    marked = pd.Index(names).isin(wanted)
     if not marked.any():
         raise KeyError(
             f"highlight: none of the {len(wanted)} genes ({wanted[:3]}, ...) is in {_where(gene_symbols)}, which holds"

@@ -165,7 +165,7 @@ def _universe(universe: Sequence[str] | None, names: np.ndarray) -> tuple[np.nda
     if universe is None:
         return None, 0
     wanted = {str(name) for name in ([universe] if isinstance(universe, str) else universe)}
-    held = np.isin(names, list(wanted))
+    held = pd.Index(names).isin(list(wanted))
     if not held.any():
         raise ValueError(
             f"universe is empty: none of its {len(wanted)} genes ({sorted(wanted)[:3]}, ...) is among the cells' genes"

@@ -78,7 +78,7 @@ def regulator(
         ``uns[key_added]``: ``"influenced"`` (DataFrame, the ``n_genes`` strongest: ``gene``, the ``value`` they are
         ranked by, and a column per network), ``"edges"`` (DataFrame: ``source``, ``target``, ``value``, its standard
         error ``se``, ``known``, and the ``sign`` that the reference gives), ``"overlap"`` (known targets among the
-        ``top``: ``overlap``, ``known``, ``top``, ``universe``, ``expected``, ``p_value``; nan without a reference),
+        ``top``: ``overlap``, ``known``, ``top``, ``universe``, ``expected``, ``p_value``; nan without a known target),
         ``"enrichment"`` (DataFrame as of :func:`scfast.tl.enrich`, ``kind`` being ``"gene set"`` or ``"regulon"``; the
         universe is the genes with an edge from the regulator), and ``"params"``.
 
@@ -130,7 +130,13 @@ def regulator(
     signs = (
         {} if table is None else dict(table[table["source"] == gene][["target", "sign"]].to_numpy().tolist())
     )
-    known = np.isin(names, list(signs))
+    index = pd.Index(names)
+    if table is not None and not index.isin(pd.concat([table["source"], table["target"]])).any():
+        raise ValueError(
+            f"the reference names none of the genes: it has {table['source'].iloc[0]!r}, ..., and they are called"
+            f" {names[:3].tolist()}, ...; name the column that holds such names with gene_symbols="
+        )
+    known = index.isin(list(signs))
     error = networks.errors(_place(networks, chosen))
     best = ranked[:n_edges]
     edges = pd.DataFrame(
@@ -180,7 +186,7 @@ def _matrices(networks: Networks) -> dict[str, sparse.csr_matrix]:
 def _overlap(known: np.ndarray, within: np.ndarray, best: np.ndarray, tested_at_all: bool) -> pd.DataFrame:
     """One row."""
     n, k, found = int(within.sum()), int(known.sum()), int(known[best].sum())
-    p = float(hypergeom.sf(found - 1, n, k, len(best))) if tested_at_all else np.nan
+    p = float(hypergeom.sf(found - 1, n, k, len(best))) if tested_at_all and k else np.nan
     columns = {"overlap": found, "known": k, "top": len(best), "universe": n}
     return pd.DataFrame([{**columns, "expected": k * len(best) / n, "p_value": p}])
 
