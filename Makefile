@@ -14,6 +14,9 @@ BIN := $(ENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 # Bytecode is compiled at the first import, of what is imported: a third of the time of installing everything.
 INSTALL := $(PIP) install --no-compile -c constraints.txt
+# And kept, whatever the environment says: every process that a test starts would compile torch, pandas and SciPy anew,
+# twice as long as it takes to import them.
+export PYTHONDONTWRITEBYTECODE :=
 SOURCES := CMakeLists.txt pyproject.toml $(shell find csrc kernels -type f -not -name '*.pyc')
 CXX_FILES := $(filter %.cpp %.hpp %.cu,$(SOURCES))
 MODULES := $(shell find python -name '*.py')

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from tests.scripts import run_scripts
+
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("[!_]*.py"))
 
 
@@ -18,25 +20,12 @@ def run(*command: object, folder: Path) -> str:
     return done.stdout
 
 
-#: Helps of several examples, from one process: all import torch.
-HELPS = """
-import runpy, sys
-for path in sys.argv[1:]:
-    sys.argv[:] = [path, "--help"]
-    sys.path.insert(0, path.rpartition("/")[0])
-    try:
-        runpy.run_path(path, run_name="__main__")
-    except SystemExit as end:
-        assert not end.code, path
-    print("\\f")
-"""
-
-
 def test_help_teaches_by_example(tmp_path):
-    *texts, _ = run("-c", HELPS, *EXAMPLES, folder=tmp_path).split("\f\n")
-    for example, text in zip(EXAMPLES, texts, strict=True):
-        assert "Examples:" in text, example
-        assert f"python examples/{example.name}" in text
+    helps = run_scripts([(example, "--help") for example in EXAMPLES], tmp_path)
+    for example, done in zip(EXAMPLES, helps, strict=True):
+        assert done.returncode == 0, done.stderr
+        assert "Examples:" in done.stdout, example
+        assert f"python examples/{example.name}" in done.stdout
     assert not list(tmp_path.iterdir())
 
 

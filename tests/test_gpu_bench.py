@@ -15,6 +15,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from tests.scripts import run_scripts
+
 ROOT = Path(__file__).parents[1]
 BENCH = ROOT / "bench"
 
@@ -85,26 +87,25 @@ def test_dry_run_of_cosines(tmp_path, bare):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("script", ["run_gpu.py", "gpu_models.py", "gpu_cosine.py"])
-def test_help(script):
-    done = call(sys.executable, BENCH / script, "--help")
-    assert done.returncode == 0
-    assert "--dry-run" in done.stdout
+def test_help_and_an_unknown_op(tmp_path):
+    scripts = [BENCH / name for name in ("run_gpu.py", "gpu_models.py", "gpu_cosine.py")]
+    *helps, refused = run_scripts(
+        [*((script, "--help") for script in scripts), (scripts[0], "rank_values")], tmp_path
+    )
+    for done in helps:
+        assert done.returncode == 0, done.stderr
+        assert "--dry-run" in done.stdout
+    assert refused.returncode == 2
+    assert "no GPU bench for rank_values" in refused.stderr
 
 
 @without_gpu
-@pytest.mark.parametrize("script", ["run_gpu.py", "gpu_small.py", "gpu_models.py", "gpu_cosine.py"])
-def test_no_gpu_is_said_and_nothing_is_written(script, tmp_path):
-    done = call(sys.executable, BENCH / script, OUT=str(tmp_path))
-    assert done.returncode == 1
-    assert "sees no CUDA device" in done.stderr.splitlines()[-1]
+def test_no_gpu_is_said_and_nothing_is_written(tmp_path):
+    names = ("run_gpu.py", "gpu_small.py", "gpu_models.py", "gpu_cosine.py")
+    for done in run_scripts([[BENCH / name] for name in names], tmp_path, OUT=str(tmp_path)):
+        assert done.returncode == 1
+        assert "sees no CUDA device" in done.stderr.splitlines()[-1]
     assert not list(tmp_path.iterdir())
-
-
-def test_an_unknown_op_is_refused():
-    done = call(sys.executable, BENCH / "run_gpu.py", "rank_values")
-    assert done.returncode == 2
-    assert "no GPU bench for rank_values" in done.stderr
 
 
 class Event:

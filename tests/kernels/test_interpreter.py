@@ -1,4 +1,4 @@
-"""Runs interpreted*.py in processes of their own: Triton's interpreter is chosen before kernels are imported."""
+"""Runs interpreted*.py in a process of its own: Triton's interpreter is chosen before kernels are imported."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-@pytest.mark.parametrize("file", sorted(path.name for path in Path(__file__).parent.glob("interpreted*.py")))
-def test_kernels_in_the_interpreter(file: str) -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/kernels/{file}"]
+def test_kernels_in_the_interpreter() -> None:
+    files = sorted(path.relative_to(ROOT) for path in Path(__file__).parent.glob("interpreted*.py"))
+    assert files
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *map(str, files)]
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata
+import scipy
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -85,7 +85,7 @@ def marker_ranks(adata: AnnData, *, key: str = "rollout") -> pd.DataFrame:
         ranks = {}
         for model, table in (("trained", adata.varm[key]), ("untrained", adata.varm[f"{key}_null"])):
             score = table[columns].to_numpy() @ (weights / weights.sum())
-            ranks[model] = pd.Series(rankdata(-score), index=adata.var_names)
+            ranks[model] = pd.Series(scipy.stats.rankdata(-score), index=adata.var_names)
         for panel in ("tutorial", "usual"):
             genes = [gene for gene in getattr(lineage, panel) if gene in adata.var_names]
             places = {model: rank[genes].to_numpy() for model, rank in ranks.items()}

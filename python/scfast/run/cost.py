@@ -9,7 +9,7 @@ from time import perf_counter
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import nnls
+import scipy
 
 from scfast.run.plan import Plan
 from scfast.run.runner import visit
@@ -78,7 +78,7 @@ def _solve(samples: Sequence[Sample]) -> tuple[float, float, float]:
     columns = np.stack([np.ones(len(samples)), tokens, pairs])
     used = [1] if len(samples) == 1 else [0, 1] if len(samples) <= LEAST else [0, 1, 2]
     scale = columns[used].max(1)
-    found, _ = nnls((columns[used] / scale[:, None] / seconds).T, np.ones(len(samples)))
+    found, _ = scipy.optimize.nnls((columns[used] / scale[:, None] / seconds).T, np.ones(len(samples)))
     parts = np.zeros(3)
     parts[used] = found / scale
     return float(parts[0]), float(parts[1]), float(parts[2])

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+import scipy
 from scipy import sparse
-from scipy.stats import false_discovery_control, hypergeom
 
 
 def members_of(
@@ -53,7 +53,8 @@ def over_represented(
     universe, tested = int(within.sum()), np.flatnonzero(sizes)
     log_p = np.zeros(len(labels))
     some = np.flatnonzero(overlap)  # at least none is certain: p = 1
-    log_p[some] = np.minimum(0.0, hypergeom.logsf(overlap[some] - 1, universe, sizes[some], len(best)))
+    at_least = scipy.stats.hypergeom.logsf(overlap[some] - 1, universe, sizes[some], len(best))
+    log_p[some] = np.minimum(0.0, at_least)
     expected = sizes[tested] * len(best) / universe
     p = np.exp(log_p[tested])
     in_top.sort_indices()
@@ -70,7 +71,7 @@ def over_represented(
             "ratio": overlap[tested] / expected,
             "p_value": p,
             "log10_p": log_p[tested] / np.log(10),
-            "q_value": false_discovery_control(p) if len(p) else p,
+            "q_value": scipy.stats.false_discovery_control(p) if len(p) else p,
             "genes": [";".join(genes) for genes in found],
         }
     )

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy
 from scipy import sparse
-from scipy.stats import false_discovery_control, t
 
 from scfast.analyses._arrays import ratio
 from scfast.tl._edge_statistics import EdgeStatistics
@@ -128,7 +128,7 @@ class Changes:
             blocks = np.minimum(before.held, after.held)
         error = np.sqrt(np.maximum(variance, 0))
         with np.errstate(divide="ignore", invalid="ignore"):
-            p = 2 * t.sf(np.abs(change) / error, blocks - 1)
+            p = 2 * scipy.stats.t.sf(np.abs(change) / error, blocks - 1)
         row, column = np.nonzero(np.isfinite(change))
         size = np.abs(change[row, column])
         best = np.argsort(-size, kind="stable")[: self.n_edges]
@@ -144,7 +144,7 @@ class Changes:
         """A row per edge, the largest change first; q over all edges that were compared."""
         table = pd.concat(self._tables, ignore_index=True)
         every = np.nan_to_num(np.concatenate(self._p).astype(np.float64), nan=1.0)
-        q = false_discovery_control(every)
+        q = scipy.stats.false_discovery_control(every)
         order = np.argsort(every, kind="stable")
         place = np.searchsorted(every[order], np.float32(table["p_value"].fillna(1.0)), side="left")
         table["q_value"] = q[order][np.minimum(place, len(q) - 1)]

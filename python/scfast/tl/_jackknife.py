@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.stats import t
+import scipy
 
 #: Of the intervals.
 LEVEL = 0.95
@@ -51,5 +51,5 @@ def interval(value: np.ndarray, error: np.ndarray, blocks: int | np.ndarray) -> 
     >>> [round(float(end), 3) for end in interval(np.float64(1.0), np.float64(0.1), 10)]
     [0.774, 1.226]
     """
-    wide = t.ppf((1 + LEVEL) / 2, np.asarray(blocks) - 1) * error
+    wide = scipy.stats.t.ppf((1 + LEVEL) / 2, np.asarray(blocks) - 1) * error
     return value - wide, value + wide

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.optimize import minimize
+import scipy
 from scipy.special import logsumexp
 
 #: Largest derivative at the end, as a share of C: as scikit-learn has it.
@@ -51,7 +51,8 @@ def fit_logistic(
 
     options = {"maxiter": 1000, "gtol": TOLERANCE * inverse_penalty}
     start = np.zeros(k * (width + 1))
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", options=options).x.reshape(k, width + 1)
+    least = scipy.optimize.minimize(loss, start, jac=True, method="L-BFGS-B", options=options)
+    found = least.x.reshape(k, width + 1)
     coef, intercept = np.zeros((n_classes, width)), np.full(n_classes, -np.inf)
     coef[there], intercept[there] = found[:, :width], found[:, width]
     return coef, intercept

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from scipy.stats import rankdata
+import scipy
 
 
 def bootstrap(
@@ -56,7 +56,8 @@ def bins_of(values: Sequence[np.ndarray], n: int) -> np.ndarray:
     """
     bins = np.zeros(len(values[0]), dtype=np.int64)
     for each in values:
-        bins = bins * n + np.floor((rankdata(each) - 0.5) * n / max(len(each), 1)).astype(np.int64)
+        places = (scipy.stats.rankdata(each) - 0.5) * n / max(len(each), 1)
+        bins = bins * n + np.floor(places).astype(np.int64)
     return bins
 
 

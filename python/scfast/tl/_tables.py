@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata
+import scipy
 
 from scfast.analyses.group_expression import GroupExpressionResult
 from scfast.analyses.group_scores import GroupScoresResult
@@ -24,7 +24,7 @@ def spearman(x: np.ndarray, y: np.ndarray) -> float:
     """
     if len(x) < 3:
         return float("nan")
-    a, b = (ranks - ranks.mean() for ranks in (rankdata(x), rankdata(y)))
+    a, b = (ranks - ranks.mean() for ranks in (scipy.stats.rankdata(x), scipy.stats.rankdata(y)))
     norm = np.sqrt((a @ a) * (b @ b))
     return float(np.clip(a @ b / norm, -1.0, 1.0)) if norm > 0 else float("nan")
 
@@ -45,8 +45,8 @@ def partial_spearman(x: np.ndarray, y: np.ndarray, held: np.ndarray) -> float:
     """
     if len(x) < held.shape[1] + 3:
         return float("nan")
-    fixed = np.column_stack([np.ones(len(x)), *(rankdata(column) for column in held.T)])
-    ranks = np.column_stack([rankdata(x), rankdata(y)])
+    fixed = np.column_stack([np.ones(len(x)), *(scipy.stats.rankdata(column) for column in held.T)])
+    ranks = np.column_stack([scipy.stats.rankdata(x), scipy.stats.rankdata(y)])
     a, b = (ranks - fixed @ np.linalg.lstsq(fixed, ranks, rcond=None)[0]).T
     norm = np.sqrt((a @ a) * (b @ b))
     return float(np.clip(a @ b / norm, -1.0, 1.0)) if norm > 1e-9 * len(x) else float("nan")
@@ -71,7 +71,8 @@ def auroc(values: np.ndarray, marked: np.ndarray) -> float:
     inside, outside = int(marked.sum()), int((~marked).sum())
     if not inside or not outside:
         return float("nan")
-    return float((rankdata(values)[marked].sum() - inside * (inside + 1) / 2) / (inside * outside))
+    ranks = scipy.stats.rankdata(values)[marked].sum()
+    return float((ranks - inside * (inside + 1) / 2) / (inside * outside))
 
 
 def gene_table(

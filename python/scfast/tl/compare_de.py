@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
+import scipy
 from scipy import sparse
-from scipy.stats import hypergeom
 
 from scfast.analyses.group_expression import TARGET_SUM
 from scfast.tl._batches import given
@@ -291,7 +291,7 @@ def _overlap(name: str, part: pd.DataFrame, k: int) -> dict[str, Any]:
         "k": k,
         "overlap": shared,
         "expected": k * k / len(part),
-        "p_value": float(hypergeom.sf(shared - 1, len(part), k, k)),
+        "p_value": float(scipy.stats.hypergeom.sf(shared - 1, len(part), k, k)),
     }
     for column, sign in BASELINES.items():
         if column in part:

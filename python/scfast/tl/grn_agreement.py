@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import scipy
 from scipy import sparse
-from scipy.stats import rankdata
 
 from scfast.tl._inputs import check_options, commit
 from scfast.tl._leiden import leiden
@@ -102,7 +102,7 @@ def grn_agreement(
     if not place.nnz:
         raise ValueError(f"the networks {keys} have no edge in common: were they made of the same genes?")
     weights = [np.asarray(matrix[place.row, place.col]).ravel() for matrix in matrices]
-    ranks = np.mean([(rankdata(x) - 1) / max(len(x) - 1, 1) for x in weights], axis=0)
+    ranks = np.mean([(scipy.stats.rankdata(x) - 1) / max(len(x) - 1, 1) for x in weights], axis=0)
     # a rank of 0 is an edge too
     values = np.maximum(ranks, np.finfo(np.float32).tiny).astype(np.float32)
     consensus = sparse.csr_matrix((values, (place.row, place.col)), shape=shared.shape)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import scipy
 from scipy import sparse
-from scipy.stats import false_discovery_control
 
 from scfast.analyses import GeneShares, Strata
 from scfast.analyses.gene_shares import shares
@@ -323,7 +323,7 @@ def _tables(
                 "null_low": ends[0, group, held],
                 "null_high": ends[1, group, held],
                 "p_value": p_value[group, held],
-                "q_value": false_discovery_control(p_value[group, held]),
+                "q_value": scipy.stats.false_discovery_control(p_value[group, held]),
             }
         )
         tables.append(table.sort_values("difference", ascending=False, kind="stable", ignore_index=True))

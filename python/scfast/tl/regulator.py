@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import scipy
 from scipy import sparse
-from scipy.stats import hypergeom
 
 from scfast.io import read_gmt
 from scfast.io.networks import to_network
@@ -186,7 +186,7 @@ def _matrices(networks: Networks) -> dict[str, sparse.csr_matrix]:
 def _overlap(known: np.ndarray, within: np.ndarray, best: np.ndarray, tested_at_all: bool) -> pd.DataFrame:
     """One row."""
     n, k, found = int(within.sum()), int(known.sum()), int(known[best].sum())
-    p = float(hypergeom.sf(found - 1, n, k, len(best))) if tested_at_all and k else np.nan
+    p = float(scipy.stats.hypergeom.sf(found - 1, n, k, len(best))) if tested_at_all and k else np.nan
     columns = {"overlap": found, "known": k, "top": len(best), "universe": n}
     return pd.DataFrame([{**columns, "expected": k * len(best) / n, "p_value": p}])
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+import scipy
 
 #: Genes of the second pair of correlations.
 TOP = 20
@@ -142,7 +142,7 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     """
     if len(values) < 2:
         return float("nan"), float("nan")
-    half = stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * stats.sem(values)
+    half = scipy.stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * scipy.stats.sem(values)
     return float(np.mean(values) - half), float(np.mean(values) + half)
 
 
