@@ -10,12 +10,14 @@ from tests.test_cli import data, failure, invoke, model  # noqa: F401  # fixture
 QUICK = ["--epochs", "2", "--batch-tokens", "400", "--lr", "1e-3"]
 
 
-def test_in_an_empty_directory(data, model, tmp_path):  # noqa: F811
+def test_in_an_empty_directory(data, model, tmp_path, monkeypatch):  # noqa: F811
     command = [
-        sys.executable, "-m", "scfast", "finetune", str(data), "--model", f"geneformer:{model}",
-        "--label", "cell_type", "-o", "tuned", *QUICK, "--text",
+        "finetune", str(data), "--model", f"geneformer:{model}", "--label", "cell_type", "-o", "tuned",
+        *QUICK, "--text",
     ]  # fmt: skip
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "scfast", *command], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     for words in (
         "validation loss",
@@ -30,9 +32,10 @@ def test_in_an_empty_directory(data, model, tmp_path):  # noqa: F811
         "config.json", "model.safetensors", "token_dictionary.json", "gene_median_dictionary.json",
         "training_log.json", "predictions.csv", "confusion.png",
     }  # fmt: skip
-    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert "validation loss" not in again.stdout  # finished: shown, not trained anew
-    assert "95 % interval" in again.stdout
+    monkeypatch.chdir(tmp_path)
+    again = invoke(*command)
+    assert "validation loss" not in again  # finished: shown, not trained anew
+    assert "95 % interval" in again
 
 
 def test_options_reach_the_split_and_the_log(data, model, tmp_path):  # noqa: F811

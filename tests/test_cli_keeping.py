@@ -53,24 +53,17 @@ def same_results(one: Path, other: Path) -> bool:
 @pytest.fixture(scope="module")
 def whole(data, model, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("whole")
-    done = subprocess.run(
-        [sys.executable, "-m", "scfast", *arguments(data, model, out)], capture_output=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    invoke(*arguments(data, model, out))
     assert not (out / "run").exists()  # nothing is left of a run that ended well
     return out
 
 
 def test_workers_one_of_which_is_killed(data, model, whole, tmp_path):
     run = start(*arguments(data, model, tmp_path, "--workers", "2"))
-    victim = None
-    while run.poll() is None and victim is None:  # the first worker that there is
-        found = subprocess.run(
-            ["pgrep", "-P", str(run.pid)], capture_output=True, text=True, check=False
-        ).stdout.split()
-        victim = int(found[0]) if found and shards(tmp_path) else None
+    while run.poll() is None and not shards(tmp_path):
         time.sleep(0.02)
-    assert victim is not None
+    found = subprocess.run(["pgrep", "-P", str(run.pid)], capture_output=True, text=True, check=True)
+    victim = int(found.stdout.split()[0])  # the first worker that there is
     os.kill(victim, signal.SIGKILL)
     _, errors = run.communicate(timeout=120)
     assert run.returncode == 0, errors
@@ -78,7 +71,7 @@ def test_workers_one_of_which_is_killed(data, model, whole, tmp_path):
     assert same_results(whole, tmp_path)
 
 
-def test_stopped_by_a_signal_looked_at_and_continued(data, model, whole, tmp_path):
+def test_stopped_by_a_signal_looked_at_and_continued(data, model, whole, capsys, tmp_path):
     run = start(*arguments(data, model, tmp_path, "--shard-cells", "2"))
     while run.poll() is None and shards(tmp_path) < 3:
         time.sleep(0.005)
@@ -93,18 +86,10 @@ def test_stopped_by_a_signal_looked_at_and_continued(data, model, whole, tmp_pat
     assert 3 <= told["n_finished"] < told["n_shards"] == 20
     assert told["damaged"] == []
     assert "1-rollout" in invoke("status", tmp_path, "--text")
-    refused = subprocess.run(
-        [sys.executable, "-m", "scfast", *arguments(data, model, tmp_path)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert refused.returncode == 1
-    assert "holds another run" in refused.stderr
-    assert "shards was 20, now 4" in refused.stderr
-    done = start(*arguments(data, model, tmp_path, "--shard-cells", "2"))
-    _, errors = done.communicate(timeout=60)
-    assert done.returncode == 0, errors
+    refused = failure(capsys, *arguments(data, model, tmp_path))
+    assert "holds another run" in refused
+    assert "shards was 20, now 4" in refused
+    invoke(*arguments(data, model, tmp_path, "--shard-cells", "2"))
     assert not (tmp_path / "run").exists()
 
 
