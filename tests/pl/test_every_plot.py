@@ -45,9 +45,10 @@ def figure_of(drawn):
 
 
 def picture(figure):
-    """Draw, and return the pixels [height, width, 3] as shares."""
+    """Draw, and return the pixels [height, width], each a number 0xRRGGBB."""
     figure.canvas.draw()
-    return np.asarray(figure.canvas.buffer_rgba())[..., :3] / 255.0
+    red, green, blue, _ = np.moveaxis(np.asarray(figure.canvas.buffer_rgba()), -1, 0).astype(np.uint32)
+    return red << 16 | green << 8 | blue
 
 
 def shown_texts(figure):
@@ -132,7 +133,7 @@ def problems(figure):
         *pale(texts, pixels),
         *without_unit(figure),
         *alike(figure),
-        *covered(figure),
+        *covered(figure, texts),
     ]
 
 
@@ -178,11 +179,11 @@ def pale(texts, pixels):
     """Texts that stand out too little from the commonest colour behind them."""
     for text, box in texts:
         rows = slice(int(max(0, len(pixels) - box.y1)), int(max(1, len(pixels) - box.y0)) + 1)
-        behind = pixels[rows, int(max(0, box.x0)) : int(box.x1) + 1].reshape(-1, 3)
-        if not len(behind) or len(text.get_text()) < 2:
+        behind = pixels[rows, int(max(0, box.x0)) : int(box.x1) + 1]
+        if not behind.size or len(text.get_text()) < 2:
             continue
-        colours, count = np.unique((behind * 255).round().astype(int), axis=0, return_counts=True)
-        ground = colours[count.argmax()] / 255
+        colours, count = np.unique(behind, return_counts=True)
+        ground = (colours[count.argmax()] >> np.array([16, 8, 0]) & 255) / 255
         if (ratio := contrast(to_rgb(text.get_color()), ground)) < CONTRAST:
             yield f"{text.get_text()!r} has a contrast of {ratio:.1f}"
 
@@ -224,26 +225,29 @@ def alike(figure):
                     yield f"{name!r} and {second!r} look alike with {vision}: {far:.0f}"
 
 
-def covered(figure):
+def covered(figure, texts):
     """Legends and axes on top of other axes."""
-    boxes = [(axes.get_title(loc="left") or "axes", axes.get_window_extent()) for axes in figure.axes]
-    for (one, box), (other, second) in itertools.combinations(boxes, 2):
+    panels = [
+        (axes, axes.get_title(loc="left") or "axes", axes.get_window_extent().extents.tolist())
+        for axes in figure.axes
+    ]
+    for (_, one, box), (_, other, second) in itertools.combinations(panels, 2):
         if meet(box, second):
             yield f"the panels {one!r} and {other!r} are on top of each other"
-    straight = [(text, box) for text, box in shown_texts(figure) if text.get_rotation() % 90 == 0]
-    for (text, box), axes in itertools.product(straight, figure.axes):
-        if text.axes not in (axes, None) and meet(box, axes.get_window_extent()):
+    straight = [(text, box.extents.tolist()) for text, box in texts if text.get_rotation() % 90 == 0]
+    for (text, box), (axes, _, second) in itertools.product(straight, panels):
+        if text.axes not in (axes, None) and meet(box, second):
             yield f"{text.get_text()!r} lies on another panel"
     for legend in [*figure.legends, *(axes.get_legend() for axes in figure.axes if axes.get_legend())]:
-        for name, box in boxes:
-            if meet(legend.get_window_extent(), box, height=2):
+        for _, name, box in panels:
+            if meet(legend.get_window_extent().extents.tolist(), box, height=2):
                 yield f"a legend lies on {name!r}"
 
 
 def meet(one, other, height=1):
-    """Whether boxes share more than a pixel across and ``height`` pixels up."""
-    across = one.x0 < other.x1 - 1 and other.x0 < one.x1 - 1
-    return across and one.y0 < other.y1 - height and other.y0 < one.y1 - height
+    """Whether boxes (x0, y0, x1, y1) share more than a pixel across and ``height`` pixels up."""
+    (left, low, right, high), (left2, low2, right2, high2) = one, other
+    return left < right2 - 1 and left2 < right - 1 and low < high2 - height and low2 < high - height
 
 
 def test_what_is_wrong_is_seen():
