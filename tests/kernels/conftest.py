@@ -43,15 +43,15 @@ if os.environ.get("TRITON_INTERPRET") == "1":
         return known[element.name]
 
     patch_language, launch = interpreter._patch_lang, interpreter.GridExecutor.__call__
-    patched: set[int] = set()  # modules of functions of the launch that runs
+    patched: dict[int, Any] = {}  # modules of functions of the launch that runs -> what is to be taken back
 
     def patch_once(function: Any) -> Any:
         """The interpreter's own exchange, for the first function of a module alone: the others find it done."""
         module = id(function.__globals__)
         if module in patched:
-            return interpreter._LangPatchScope()
-        patched.add(module)
-        return patch_language(function)
+            return type(patched[module])()
+        patched[module] = patch_language(function)
+        return patched[module]
 
     def launch_and_forget(self: Any, *args: Any, **options: Any) -> None:
         """The interpreter's own launch, which takes the exchange back at its end."""
