@@ -75,10 +75,12 @@ class GroupNetworks:
                         self.kept[name]["score"][unit, first:last] = part.score
                         self.kept[name]["cells"][unit, first:last] = part.cells
                 own.close()
+                if not self.grouped:
+                    whole = own  # there is no other
+                    continue
+                self._add(name, first, last, own)
                 if not shared:
                     whole.include(own)
-                if self.grouped:
-                    self._add(name, first, last, own)
                 if self.compare and name in self.compare:
                     compared[name] = own
             self._add(POOLED, first, last, shared[POOLED].statistics() if shared else whole)
