@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 import scfast
-from machine import RESULTS, ROOT, describe, name, peak_growth
+from machine import RESULTS, ROOT, commit, describe, name, peak_growth
 from scfast.models.bioformers import create
 from scfast.run import parse_memory
 
@@ -157,10 +157,12 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     options.kept /= f"{options.cells or 'all'}-{options.genes}"
     options.kept.mkdir(parents=True, exist_ok=True)
+    found: dict[str, Any]
     if options.part:
-        print(json.dumps(op(options) if options.part == "op" else tool(options)))
+        found = op(options) if options.part == "op" else tool(options)
+        print(json.dumps({"commit": commit(), **found}))
         return
-    found: dict[str, Any] = {"threads": options.threads, "genes": options.genes}
+    found = {"threads": options.threads, "genes": options.genes}
     found |= {"op": in_its_process("op", options), "tl.grn": in_its_process("tool", options)}
     exact, sums = held(options), np.load(options.kept / "sums.npy")
     there, error = exact > 0, np.abs(sums - exact)
