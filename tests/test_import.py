@@ -62,6 +62,7 @@ def test_rooms_bring_nothing_that_draws_or_is_optional_or_slow() -> None:
         "leidenalg",
         "matplotlib",
         "scanpy",
+        "scipy.linalg",
         "scipy.optimize",
         "scipy.stats",
         "sklearn",

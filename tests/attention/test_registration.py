@@ -35,4 +35,4 @@ def test_import_is_light() -> None:
         "import time, torch\nstart = time.perf_counter()\nimport scfast\n"
         "print(time.perf_counter() - start)\nassert 'transformers' not in sys.modules\n"
     )
-    assert min(float(run(code)) for _ in range(2)) < 1.5
+    assert any(float(run(code)) < 1.5 for _ in range(2))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve
+import scipy
 
 #: Variance below this share of the mean square is rounding of float32 states: all cells are alike.
 CONSTANT = 1e-11
@@ -72,7 +72,7 @@ def fit_discriminant(
         return Discriminant(coef, intercept, used)  # all cells are alike: the commonest class
     shrunk = (1.0 - used) * within
     shrunk.flat[:: width + 1] += used * scale
-    coef[seen] = cho_solve(cho_factor(shrunk, overwrite_a=True), means.T).T
+    coef[seen] = scipy.linalg.cho_solve(scipy.linalg.cho_factor(shrunk, overwrite_a=True), means.T).T
     intercept[seen] -= 0.5 * np.sum(means * coef[seen], axis=1)
     return Discriminant(coef, intercept, used)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.linalg.blas import dsyrk
+import scipy
 
 from scfast.analyses._arrays import ArrayAccumulator
 from scfast.analyses.base import Addition, Batch, Scatter
@@ -100,7 +100,7 @@ class StateGram(ArrayAccumulator):
             grams = self.sums[name][places[0]]
             for gram, states in zip(grams, values, strict=True):
                 # Transposed, both are in the order of BLAS, which then adds to the matrix itself.
-                dsyrk(1.0, states.T, beta=1.0, c=gram.T, overwrite_c=1)
+                scipy.linalg.blas.dsyrk(1.0, states.T, beta=1.0, c=gram.T, overwrite_c=1)
 
     def result(self) -> np.ndarray:
         """float64 [S, units, d, d], lower triangles of every stratum: not a copy, for its size."""

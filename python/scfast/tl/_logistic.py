@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import scipy
-from scipy.special import logsumexp
 
 #: Largest derivative at the end, as a share of C: as scikit-learn has it.
 TOLERANCE = 1e-4
@@ -43,7 +42,7 @@ def fit_logistic(
     def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
         weights = flat.reshape(k, width + 1)
         scores = states @ weights[:, :width].T + weights[:, width]
-        norm = logsumexp(scores, axis=1, keepdims=True)
+        norm = scipy.special.logsumexp(scores, axis=1, keepdims=True)
         off = inverse_penalty * (np.exp(scores - norm) - truth)  # [n, k]
         value = inverse_penalty * float((norm[:, 0] - scores[np.arange(n), target]).sum())
         gradient = np.column_stack([off.T @ states + weights[:, :width], off.sum(0)])
