@@ -62,8 +62,13 @@ sys.exit(None if torch.cuda.is_available() else f"torch {torch.__version__} sees
 
 tests() {
   use_python || return 1
-  # These files alone: others import packages that such a machine may lack.
-  "$PYTHON" -m pytest -q -p no:cacheprovider tests/*/test_cuda*.py
+  # These files alone: others import packages that such a machine may lack. Most of their time Triton compiles: on all
+  # cores, where pytest-xdist is there. Free memory is looked at alone.
+  local at_once=() failed=0
+  "$PYTHON" -c 'import xdist' 2> /dev/null && at_once=(-n auto)
+  "$PYTHON" -m pytest -q -p no:cacheprovider tests/run/test_cuda.py || failed=1
+  "$PYTHON" -m pytest -q -p no:cacheprovider "${at_once[@]}" tests/ops/test_cuda*.py tests/kernels/test_cuda*.py || failed=1
+  return $failed
 }
 
 sanitizer() {

@@ -260,7 +260,7 @@ def test_all_parts_run_in_order_and_a_table_ends_them(stubs, tmp_path):
     assert list(outcomes(done)) == parts
     log = done.stdout
     assert "--no-index --no-build-isolation --no-deps" in log
-    assert "tests/*/test_cuda*.py" in log
+    assert "-n auto tests/ops/test_cuda*.py" in log
     assert sorted(path.stem for path in (tmp_path / "out").iterdir()) == sorted(parts)
 
 
