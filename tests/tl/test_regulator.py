@@ -164,6 +164,8 @@ def test_seeds_agree_as_far_as_they_do():
         scfast.tl.grn_agreement(adata, ["net0", "net0"])
     with pytest.raises(ValueError, match="1 programs for 2 networks"):
         scfast.tl.grn_agreement(adata, ["net0", "net1"], programs=["programs0"])
+    with pytest.raises(KeyError, match="programs 'x', and the genes of their graph, are not there"):
+        scfast.tl.grn_agreement(adata, ["net0", "net1"], programs=["programs0", "x"])
     adata.varp["apart"] = np.eye(61)[::-1]
     adata.varp["net0"] = np.eye(61)
     adata.varp["apart"][30, 30] = 0

@@ -158,8 +158,10 @@ def _alone(labels: np.ndarray) -> np.ndarray:
 
 
 def _labels(adata: AnnData, name: str) -> np.ndarray:
-    if name not in adata.var or name not in adata.uns:
-        raise KeyError(f"programs {name!r} are not in adata.var: run scfast.tl.gene_programs first")
+    if name not in adata.var or "genes" not in adata.uns.get(name, {}):
+        raise KeyError(
+            f"programs {name!r}, and the genes of their graph, are not there: run scfast.tl.gene_programs first"
+        )
     return adata.var[name].cat.codes.to_numpy().astype(np.int64)
 
 
