@@ -5,7 +5,8 @@
 #   bench/gpu.sh build tests      only these
 #
 #   build      into build/gpu, against the packages of python3: torch, nanobind, scikit-build-core, cmake, ninja
-#   tests      the files of tests whose names say cuda
+#   tests      the files of tests whose names say cuda. Triton compiles for some twenty minutes of a core, once: with
+#              fewer than 16 cores, or without pytest-xdist, give them time of their own (LIMIT_TESTS=540)
 #   sanitizer  compute-sanitizer's memcheck and racecheck on small shapes
 #   bench      bench/gpu_models.py, bench/gpu_cosine.py, bench/run_gpu.py
 #
