@@ -50,7 +50,10 @@ def figure(result: dict[str, Any]) -> str:
     """The SVG of a result of bench/lengths.py."""
     tokens = sorted(map(int, result["lengths"]))
     curves = {
-        field: {name: [result["lengths"][str(n)][name].get(field) for n in tokens] for name in LINES}
+        field: {
+            name: [row[name][field] for n in tokens if name in (row := result["lengths"][str(n)])]
+            for name in LINES
+        }
         for field in ("seconds", "peak_bytes")
     }
     machine = result["machine"]
@@ -81,7 +84,7 @@ def panel(
     curves: dict[str, list[float]],
     unit: Callable[[float], str],
 ) -> list[str]:
-    """Axes, lines and their names."""
+    """Axes, lines and their names; a line ends before the longest cell where memory did."""
     left, right = span
     values = [value for curve in curves.values() for value in curve]
     low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
@@ -99,10 +102,12 @@ def panel(
     parts += [text(x(n), BOTTOM + 20, f"{n:,}", "quiet", "middle") for n in tokens]
     parts.append(text((left + right) / 2, BOTTOM + 40, "tokens of the cell (genes)", "quiet", "middle"))
     for name, (_, kind, marker) in LINES.items():
-        points = [(x(n), y(value)) for n, value in zip(tokens, curves[name], strict=True)]
+        points = [(x(n), y(value)) for n, value in zip(tokens, curves[name], strict=False)]
         path = "L".join(f"{a:.1f} {b:.1f}" for a, b in points)
         parts.append(f'<path class="line {kind}" d="M{path}"/>')
         parts += [mark(marker, a, b, kind) for a, b in points if marker]
+        if len(points) < len(tokens):
+            parts.append(text(points[-1][0], points[-1][1] - 10, "out of memory", f"{kind} name", "middle"))
     return parts + names(right + 12, {name: y(curve[-1]) for name, curve in curves.items()})
 
 

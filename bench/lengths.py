@@ -3,7 +3,8 @@
 Model: the shape of Geneformer V1-10M with random weights and positions for the longest cell. Every contender runs the
 whole model and rolls the mean of the cell back to its tokens by one vector a layer. They take turns; peaks are measured
 in a process for each contender. One thread is timed by the processor's clock, which other programs do not lengthen;
-several by the wall's. Lengths that a result holds already are kept, unless they are named.
+several by the wall's. Lengths that a result holds already are kept, unless they are named. Where maps would not fit the
+memory that is free, their curve ends.
 """
 
 from __future__ import annotations
@@ -24,15 +25,16 @@ from transformers import AttentionInterface, BertConfig, BertModel
 from transformers.utils import logging
 
 import scfast
-from machine import RESULTS, describe, peak_growth, status
+from machine import RESULTS, available_memory, describe, peak_growth, status
 from scfast.observables import Rollout
 
 OURS = "scfast"
 MAPS = "attention maps, held"
 BACKWARD = "backward passes of torch SDPA"
 PLAIN = "torch SDPA forward, no analysis"
-LENGTHS = (256, 512, 1024, 2048, 4096)
+LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
 LONGEST_EXACT = 2048  # longer float64 maps would need more memory than the machine may have
+MAPS_HELD_AT_ONCE = 1.5  # peak over the maps of all layers: those being computed have copies
 WARM_UP = 64
 RESIDUAL = 0.5
 
@@ -55,6 +57,12 @@ class Bench:
     def contenders(self) -> dict[str, Callable[[torch.Tensor], Scores]]:
         """Name -> method, which takes ids [n]."""
         return {OURS: self.ours, BACKWARD: self.backward, MAPS: self.maps, PLAIN: self.plain}
+
+    def map_bytes(self, n_tokens: int) -> float:
+        """About the peak of holding the maps of all layers, in float32."""
+        config = self.model.config
+        maps = config.num_hidden_layers * config.num_attention_heads * n_tokens**2 * torch.float32.itemsize
+        return MAPS_HELD_AT_ONCE * maps
 
     def ours(self, ids: torch.Tensor) -> Scores:
         with scfast.record(self.model, Rollout("mean", residual=RESIDUAL)) as recorded:
@@ -121,6 +129,9 @@ def cell(n_tokens: int) -> torch.Tensor:
 def measure(bench: Bench, n_tokens: int, rounds: int) -> dict[str, dict[str, Any]]:
     """Every contender once per round; the first call of each warms up, and is compared."""
     ids, runs = cell(n_tokens), bench.contenders()
+    if (needed := bench.map_bytes(n_tokens)) > available_memory():
+        del runs[MAPS]
+        print(f"{n_tokens:6d}  {MAPS:34s} left out: it needs {needed / 1e9:.1f} GB", flush=True)
     exact = bench.exact(ids) if n_tokens <= LONGEST_EXACT else None
     row: dict[str, dict[str, Any]] = {name: {} for name in runs}
     for name, run in runs.items():
@@ -144,9 +155,10 @@ def measure(bench: Bench, n_tokens: int, rounds: int) -> dict[str, dict[str, Any
 def add_memory(rows: dict[str, dict[str, dict[str, Any]]], lengths: list[int], threads: int) -> None:
     """Peak memory of each contender's calls, beyond what its process holds before the first of them."""
     for name in rows[str(lengths[0])]:
-        command = [sys.executable, __file__, *map(str, lengths), "--threads", str(threads), "--peak", name]
+        held = [n for n in lengths if name in rows[str(n)]]
+        command = [sys.executable, __file__, *map(str, held), "--threads", str(threads), "--peak", name]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        for n, peak in zip(lengths, done.stdout.split(), strict=True):
+        for n, peak in zip(held, done.stdout.split(), strict=True):
             rows[str(n)][name]["peak_bytes"] = int(peak)
 
 

@@ -82,6 +82,14 @@ def peak_growth(call: Callable[[], object]) -> int:
     return max(status("VmHWM") - before, 0)
 
 
+def available_memory() -> int:
+    """Bytes that programs may still take without swapping (Linux)."""
+    match = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    if match is None:
+        raise RuntimeError("/proc/meminfo has no MemAvailable: lengths are measured on Linux only")
+    return int(match[1]) * 1024
+
+
 def status(field: str) -> int:
     """A field of /proc/self/status, in bytes (Linux)."""
     match = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)

@@ -238,8 +238,8 @@ def lengths_table(result: dict[str, Any]) -> str:
         lines.append(
             [
                 f"{int(n):,}",
-                *(duration(row[name]["seconds"]) for name in names),
-                *(size(row[name].get("peak_bytes")) for name in names),
+                *(duration(row[name]["seconds"]) if name in row else "no memory" for name in names),
+                *(size(row.get(name, {}).get("peak_bytes")) for name in names),
                 f"{max(errors):.0e}" if errors else "–",
             ]
         )
