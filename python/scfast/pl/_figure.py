@@ -13,28 +13,49 @@ import numpy as np
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
 
 #: Text and lines, from dark to light.
 INK, GREY, RULE, GRID = "#22303C", "#66717C", "#B8C0C8", "#E4E7EB"
 #: Several models or kinds, in this order: any two differ by 23 or more (CIE 1976), also without one kind of cones.
 COLOURS = ("#2F6DA8", "#D9641E", "#46B293", "#593462", "#674E21", "#69AFC4")
-MAX_COLUMNS = 4
+#: Inches of panels side by side: on a page of eight inches their text keeps four fifths of its size.
+MOST_WIDTH = 9.6
+#: Panels side by side at most, and the share of its width that a panel keeps where another then fits.
+MAX_COLUMNS, SQUEEZED = 3, 0.8
+#: Inches of a colour bar at most, and of a letter of its label.
+BAR_LENGTH, LABEL_LETTER = 4.0, 0.062
 #: Panels that are drawn where no groups are named, and that a figure can hold.
 MAX_PANELS, MOST_PANELS = 24, 100
 #: A legend's entry in inches: its line, the space after it, and a letter of its name at 8 points.
 LINE_WIDTH, GAP_WIDTH, LETTER_WIDTH = 0.33, 0.22, 0.059
+#: Between two facts below a title.
+BETWEEN = "  ·  "
 #: A letter of a panel's title, and of the facts below it, in inches; what a panel keeps for the names of its rows.
 TITLE_LETTER, FACTS_LETTER, ROW_NAMES = 0.092, 0.056, 0.7
 
 
-def columns_for(n_panels: int) -> int:
-    """How many panels stand side by side."""
-    return 3 if n_panels in (5, 6, 9) else min(MAX_COLUMNS, n_panels)
+def columns_for(n_panels: int, width: float) -> int:
+    """How many panels of that width in inches stand side by side.
+
+    Examples
+    --------
+    >>> [columns_for(n, 3.7) for n in (1, 2, 3, 4, 10)], columns_for(10, 4.6), columns_for(10, 20.0)
+    ([1, 2, 3, 2, 3], 2, 1)
+    """
+    fitting = min(MAX_COLUMNS, max(1, int(MOST_WIDTH / (SQUEEZED * width))))
+    return 2 if n_panels == 4 and fitting == 3 else min(fitting, n_panels)
+
+
+def total_width(n_panels: int, width: float) -> float:
+    """Inches of a figure of panels of that width."""
+    n_columns = columns_for(n_panels, width)
+    return min(width * n_columns, max(width, MOST_WIDTH))
 
 
 def make_panels(n_panels: int, width: float, height: float) -> list[Axes]:
-    """A new figure of panels of that size in inches, row by row.
+    """A new figure of panels of that size in inches, row by row; narrower where more then stand side by side.
 
     Raises
     ------
@@ -48,9 +69,9 @@ def make_panels(n_panels: int, width: float, height: float) -> list[Axes]:
             f"{n_panels} panels were asked for and a figure holds {MOST_PANELS}: name fewer groups, or draw several"
             " figures"
         )
-    n_columns = columns_for(n_panels)
+    n_columns = columns_for(n_panels, width)
     n_rows = math.ceil(n_panels / n_columns)
-    size = (width * n_columns, height * n_rows + 0.35)
+    size = (total_width(n_panels, width), height * n_rows + 0.35)
     _, grid = plt.subplots(n_rows, n_columns, figsize=size, squeeze=False, layout="constrained")
     for spare in grid.flat[n_panels:]:
         spare.remove()
@@ -80,7 +101,7 @@ def title(panel: Axes, name: str, facts: str = "") -> None:
     room = _room(panel)
     name = shorten(name, max(8, int(room / TITLE_LETTER)))
     width = max(20, int(room / FACTS_LETTER))
-    facts = "\n".join(part for line in facts.splitlines() for part in textwrap.wrap(line, width) or [""])
+    facts = "\n".join(fold(line, width) for line in facts.splitlines())
     lines = facts.count("\n") + 1 if facts else 0
     panel.set_title(name, fontsize=10.5, loc="left", pad=6 + 10 * lines, fontweight="bold")
     if facts:
@@ -89,6 +110,23 @@ def title(panel: Axes, name: str, facts: str = "") -> None:
             va="bottom",
         )  # fmt: skip
         below.set_in_layout(not name)  # the title keeps its place, and a long line makes no panel narrow
+
+
+def fold(facts: str, width: int) -> str:
+    """Facts with dots between them, in lines of ``width`` letters that end between two facts where they can.
+
+    Examples
+    --------
+    >>> fold("68 cells  ·  rank correlation 0.95  ·  silhouette 0.3", 35).splitlines()
+    ['68 cells  ·  rank correlation 0.95', 'silhouette 0.3']
+    """
+    lines: list[str] = []
+    for fact in facts.split(BETWEEN):
+        if lines and len(lines[-1] + BETWEEN + fact) <= width:
+            lines[-1] += BETWEEN + fact
+        else:
+            lines += textwrap.wrap(fact, width) or [""]
+    return "\n".join(lines)
 
 
 def _room(panel: Axes) -> float:
@@ -148,6 +186,32 @@ def legend(figure: Figure, panels: Sequence[Axes], names: Sequence[str] | None =
             [found[name] for name in shown], shown,
             loc="outside upper right", ncols=min(len(shown), 5, fitting), frameon=False, fontsize=8,
         )  # fmt: skip
+
+
+def colour_bar(
+    image: ScalarMappable, axes: Axes | Sequence[Axes], label: str, *, shrink: float = 0.8, **options: Any
+) -> None:
+    """What the colours of ``axes`` mean: a bar beside them, and its label, which is no longer than they."""
+    panels = list(axes) if isinstance(axes, Sequence) else [axes]
+    figure = figure_of(panels[0])
+    height = figure.get_figheight() if len(panels) > 1 else _height(panels[0])
+    if height * shrink > BAR_LENGTH:
+        options = {"aspect": 22, **options}
+        shrink = BAR_LENGTH / height
+    bar = figure.colorbar(image, ax=axes, shrink=shrink, **{"pad": 0.02, **options})
+    letters = max(12, int(height / LABEL_LETTER))
+    bar.set_label(
+        "\n".join(textwrap.wrap(label, letters, break_long_words=False, break_on_hyphens=False)), fontsize=8.5
+    )
+    bar.ax.tick_params(labelsize=8, length=0)
+    bar.outline.set_visible(False)  # type: ignore[operator]
+
+
+def _height(panel: Axes) -> float:
+    """Inches of a panel with its title and the names below it, about."""
+    spec = panel.get_subplotspec()
+    rows = 1 if spec is None else spec.get_gridspec().nrows
+    return figure_of(panel).get_figheight() / rows
 
 
 def finish(panel: Axes, own: bool, show: bool | None, save: str | Path | None) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from scfast.pl._figure import MAX_COLUMNS, finish
+from scfast.pl._figure import colour_bar, columns_for, finish
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -21,9 +21,9 @@ COLOURS = "Blues"
 CELL_SIZE, MARGIN = 0.32, 1.1
 #: What the numbers are called under a figure.
 LABELS = {
-    "weighted": "norm taken in per query, $\\sum_{ij} P_{ij}\\,|f(x_j)| / n$",
+    "weighted": "norm taken in per query, $\\sum_{ij}P_{ij}|f(x_j)|/n$",
     "prob": "$|P|_F$",
-    "mixed": "$|P x|_F$",
+    "mixed": "$|Px|_F$",
 }
 #: Ticks are thinned out beyond this many layers or heads.
 MAX_TICKS = 13
@@ -101,14 +101,10 @@ def attention_norms(
         image = _panel(
             panel, values, title if len(maps) > 1 else group, (0, 1) if scale != "none" else (low, high)
         )
-        figure = panel.get_figure()
-        assert figure is not None
         if scale == "min-max" or panel is axes[-1]:
-            bar = figure.colorbar(image, ax=panel, fraction=0.046, pad=0.03)
-            bar.outline.set_visible(False)  # type: ignore[operator]
-            bar.ax.tick_params(labelsize=7.5, length=0)
             name = LABELS.get(quantity, quantity)
-            bar.set_label(f"{name}, scaled" if scale != "none" else name, fontsize=7.5)
+            label = f"scaled {name}" if scale != "none" else name
+            colour_bar(image, panel, label, shrink=1.0, fraction=0.046, pad=0.03)
     finish(axes[0], ax is None, show, save)
     return axes[0] if len(axes) == 1 else axes
 
@@ -138,9 +134,9 @@ def _grid(maps: Mapping[str, np.ndarray]) -> list[Axes]:
     """Panels side by side; their widths follow the heads, so that squares are of one size."""
     import matplotlib.pyplot as plt
 
-    n_columns = min(MAX_COLUMNS, len(maps))
-    n_rows = math.ceil(len(maps) / n_columns)
     heads = [values.shape[1] for values in maps.values()]
+    n_columns = columns_for(len(maps), CELL_SIZE * max(heads) + 1.8 * MARGIN)
+    n_rows = math.ceil(len(maps) / n_columns)
     widths = [max(heads[column::n_columns]) for column in range(n_columns)]
     tall = max(values.shape[0] for values in maps.values())
     size = (CELL_SIZE * sum(widths) + 1.8 * MARGIN * n_columns, (CELL_SIZE * tall + MARGIN) * n_rows)

@@ -12,6 +12,7 @@ import pandas as pd
 from scfast.pl._figure import (
     MAX_PANELS,
     choose_panels,
+    colour_bar,
     figure_of,
     finish,
     make_panels,
@@ -121,10 +122,7 @@ def attention_shift(
         image = panel.imshow(cosines, vmin=low, vmax=high, cmap=cmap, aspect="equal", interpolation="nearest")
         _decorate(panel, cosines.shape, [name] * (len(names) > 1) + [group] * (len(known) > 1))
     # panels keep to the left of their place: a title is wider than a few heads
-    bar = figure_of(axes[0]).colorbar(image, ax=axes, shrink=0.8, pad=0.02, aspect=60, panchor=(0, 0.5))
-    bar.set_label("cosine of the maps", fontsize=8.5)
-    bar.ax.tick_params(labelsize=8)
-    bar.outline.set_visible(False)
+    colour_bar(image, axes, "cosine of the maps", panchor=(0, 0.5))
     finish(axes[0], ax is None, show, save)
     return axes[0] if len(axes) == 1 else axes
 

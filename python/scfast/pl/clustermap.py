@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scfast.pl._figure import COLOURS, GREY, finish, title
+from scfast.pl._figure import COLOURS, GREY, colour_bar, finish, title
 from scfast.pl._similarity import (
     NAMED,
     Of,
@@ -125,12 +125,8 @@ def clustermap(
             frame(panel, start, int(size))
         start += int(size)
 
-    bar = figure.colorbar(
-        image, ax=[left, panel], location="right", shrink=0.5, aspect=22, pad=0.02, extend="max"
-    )
-    bar.set_label("cosine of mean states" if of == "genes" else "cosine", fontsize=8.5)
-    bar.ax.tick_params(labelsize=8, length=0)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    label = "cosine of mean states" if of == "genes" else "cosine"
+    colour_bar(image, [left, panel], label, shrink=0.5, location="right", aspect=22, extend="max")
     after = int(kept["layers"][place])
     heading = "Embeddings" if after == 0 else f"After layer {after}"
     facts = [f"{n:,} {what}" if of == "genes" else f"cell {kept['name']}, {n:,} tokens"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scfast.pl._figure import figure_of, finish, ink_on, lean, make_panels, shorten, title
+from scfast.pl._figure import colour_bar, figure_of, finish, ink_on, lean, make_panels, shorten, title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -88,10 +88,7 @@ def confusion(
     if ax is None:
         figure = figure_of(axes[0])
         figure.get_layout_engine().set(h_pad=0.15, w_pad=0.1)  # type: ignore[call-arg, union-attr]
-        bar = figure.colorbar(image, ax=axes, shrink=0.7, aspect=18, pad=0.02)
-        bar.set_label("share of the true class", fontsize=8.5)
-        bar.ax.tick_params(labelsize=8, length=0)
-        bar.outline.set_visible(False)  # type: ignore[operator]
+        colour_bar(image, axes, "share of the true class", shrink=0.7, aspect=18)
     finish(axes[0], ax is None, show, save)
     return axes[0] if len(axes) == 1 else axes
 

@@ -107,7 +107,7 @@ def enrich(
     for place, (panel, name) in enumerate(zip(axes, chosen, strict=True)):
         rows = table[(table["group"] == name).to_numpy()].head(n_sets)
         _panel(panel, rows, threshold, prefix)
-        if place + columns_for(len(chosen)) >= len(chosen):
+        if place + columns_for(len(chosen), PANEL_WIDTH) >= len(chosen):
             panel.set_xlabel("−log10 p", fontsize=8.5)
         about = results["groups"].loc[name]
         title(

@@ -11,6 +11,7 @@ import numpy as np
 from scfast.pl._figure import (
     MAX_PANELS,
     choose_panels,
+    colour_bar,
     figure_of,
     finish,
     ink_on,
@@ -115,10 +116,7 @@ def layer_map(
         for side in panel.spines.values():
             side.set_visible(False)
         panel.locator_params(integer=True, nbins=8)
-    bar = figure_of(axes[0]).colorbar(image, ax=axes, shrink=0.8, pad=0.02)
-    bar.set_label("mean cosine", fontsize=8.5)
-    bar.ax.tick_params(labelsize=8, length=0)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    colour_bar(image, axes, "mean cosine")
     if ax is None:
         say_left_out(figure_of(axes[0]), chosen[keys[0]], list(known[keys[0]].index), groups)
     finish(axes[0], ax is None, show, save)

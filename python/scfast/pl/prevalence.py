@@ -114,7 +114,7 @@ def prevalence(
 
     height = (ROW_HEIGHT + BAR_HEIGHT * (len(shown) - 1)) * len(rows) + 1.0
     axes = [ax] if ax is not None else make_panels(len(chosen), PANEL_WIDTH, height)
-    n_columns = columns_for(len(chosen))
+    n_columns = columns_for(len(chosen), PANEL_WIDTH)
     for place, (panel, name) in enumerate(zip(axes, chosen, strict=True)):
         for number, model in enumerate(shown):
             part = table[((table["group"] == name) & (table["model"] == model)).to_numpy()]

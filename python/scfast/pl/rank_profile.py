@@ -23,6 +23,7 @@ from scfast.pl._figure import (
     plain,
     say_left_out,
     title,
+    total_width,
 )
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def rank_profile(
             first = marks["model"].cat.categories[0]
             inside = (marks["group"] == group) & marks["lengths"].isin(lines) & (marks["model"] == first)
             _genes(upper, marks[inside.to_numpy()], last)
-        _decorate(upper, lower, last, labelled=number % columns_for(len(panels)) == 0)
+        _decorate(upper, lower, last, labelled=number % columns_for(len(panels), PANEL_WIDTH) == 0)
         named = [group] * (len(table["group"].cat.categories) > 1)
         named += [f"{name} genes" for name in lines] * (several and len(bins) > 1)
         title(upper, " · ".join(named), _facts(about, results["params"].get("equal_length")))
@@ -154,10 +155,10 @@ def _axes(n_panels: int, with_change: bool) -> list[tuple[Any, Any]]:
     """(profile, change or None) of each panel, the change below its profile."""
     import matplotlib.pyplot as plt
 
-    n_columns = columns_for(n_panels)
+    n_columns = columns_for(n_panels, PANEL_WIDTH)
     n_rows = math.ceil(n_panels / n_columns)
     heights = [PROFILE_HEIGHT + 0.45, CHANGE_HEIGHT][: 1 + with_change]
-    size = (PANEL_WIDTH * n_columns, sum(heights) * n_rows + 0.35)
+    size = (total_width(n_panels, PANEL_WIDTH), sum(heights) * n_rows + 0.35)
     figure = plt.figure(figsize=size, layout="constrained")
     grid = figure.add_gridspec(n_rows * len(heights), n_columns, height_ratios=heights * n_rows)
     found = []

@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scfast.pl._figure import GREY, INK, choose_panels, finish, lean, plain, say_left_out, shorten, title
+from scfast.pl._figure import (
+    GREY,
+    INK,
+    choose_panels,
+    colour_bar,
+    finish,
+    lean,
+    plain,
+    say_left_out,
+    shorten,
+    title,
+)
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -88,10 +99,7 @@ def regulator(
     lean(left)
     for spine in left.spines.values():
         spine.set_visible(False)
-    bar = figure.colorbar(image, ax=left, shrink=0.6, pad=0.03)
-    bar.ax.tick_params(labelsize=7, colors=GREY, length=2)
-    bar.outline.set_visible(False)  # type: ignore[operator]
-    bar.set_label("mean attention", fontsize=8.5)
+    colour_bar(image, left, "mean attention", shrink=0.6, pad=0.03)
     title(left, str(params["gene"]), "mean attention of the gene to it")
 
     place = np.arange(len(edges))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scfast.pl._figure import RULE, choose_panels, figure_of, finish, say_left_out, symbols, title
+from scfast.pl._figure import RULE, choose_panels, colour_bar, figure_of, finish, say_left_out, symbols, title
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -127,10 +127,7 @@ def rollout_matrix(
         for side in panel.spines.values():
             side.set_visible(False)
         title(panel, name if len(known) > 1 else "")
-    bar = figure_of(axes[0]).colorbar(image, ax=axes, shrink=0.8, pad=0.02)
-    bar.set_label("share of what a gene reads (%)", fontsize=8.5)
-    bar.ax.tick_params(labelsize=8)
-    bar.outline.set_visible(False)
+    colour_bar(image, axes, "share of what a gene reads (%)", anchor=(0.0, 1.0))
     finish(axes[0], ax is None, show, save)
     return axes[0] if len(axes) == 1 else axes
 

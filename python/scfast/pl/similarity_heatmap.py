@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scfast.pl._figure import figure_of, finish, title
+from scfast.pl._figure import colour_bar, finish, title
 from scfast.pl._similarity import NAMED, Of, kept_maps, labels_of, layer_places, name_rows, scale_of, tree_of
 
 if TYPE_CHECKING:
@@ -123,9 +123,7 @@ def similarity_heatmap(
         layer = int(kept[name]["layers"][places[name][place]])
         heading = "embeddings" if layer == 0 else f"layer {layer}"
         title(panel, f"{name}: {heading}" if len(keys) > 1 else heading)
-    bar = figure_of(axes[0]).colorbar(image, ax=axes, shrink=0.7, pad=0.02, aspect=22, extend="max")
-    bar.set_label("cosine of mean states" if of == "genes" else f"cosine, cell {first['name']}", fontsize=8.5)
-    bar.ax.tick_params(labelsize=8, length=0)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    label = "cosine of mean states" if of == "genes" else f"cosine, cell {first['name']}"
+    colour_bar(image, axes, label, shrink=0.7, aspect=22, extend="max")
     finish(axes[0], ax is None, show, save)
     return axes[0] if len(axes) == 1 else axes
