@@ -37,7 +37,26 @@ COMMANDS = {
 USER_ERRORS = (ValueError, KeyError, TypeError, OSError, ModuleNotFoundError, MemoryError)
 
 
+#: How files of cells end: one that is not there is said to be missing before anything is imported to read it.
+CELLS = (".h5ad", ".zarr")
+
+
 class _Commands(click.Group):
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        cells = args[2:3] if args[0] == "train" else args[1:2]
+        asks = not {"-h", "--help"} & set(args)
+        if (
+            asks
+            and args[0] in COMMANDS
+            and cells
+            and cells[0].endswith(CELLS)
+            and not os.path.exists(cells[0])
+        ):
+            raise FileNotFoundError(f"no file {cells[0]}")
+        return super().resolve_command(ctx, args)
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 

@@ -210,6 +210,9 @@ def test_the_command_prints_rows_and_writes_them(tmp_path: Path, monkeypatch: py
         str(out),
         "--text",
     ]
+    planned = CliRunner().invoke(cli, ["bench", *asked, "--dry-run"], catch_exceptions=False)
+    assert not out.parent.exists()
+    assert all(word in planned.output for word in ("Dry run", "shapes", str(out)))
     result = CliRunner().invoke(cli, ["bench", *asked], catch_exceptions=False)
     rows = tomllib.loads(out.read_text())["row"]
     assert [(row["visits"], row["width"]) for row in rows] == [
@@ -225,6 +228,7 @@ def test_the_command_without_a_gpu_and_with_options_of_the_other_half() -> None:
     for arguments, message in (
         (["--tune", "--device", "cpu"], "run this on a machine"),
         (["-o", "x"], "--output goes with --tune"),
+        (["--dry-run"], "--dry-run goes with --tune"),
         (["--visit", "colsum"], "--visit goes with --tune"),
         (["--dim", "8", "--dim", "16"], "several go with --tune"),
     ):

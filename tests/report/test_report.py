@@ -153,6 +153,30 @@ def test_warnings_are_what_the_numbers_say():
     assert collect.warnings_of({"groups": fine}) == []
 
 
+def test_what_tools_say_of_their_results_comes_first(made):
+    report, _ = made
+    notes = {section.key: section.warnings for section in report.sections}
+    assert "known" in notes["grn_score"][0] or "network" in notes["grn_score"][0]
+    several = pd.DataFrame({"group": ["NK", "NK", "B"], "cells": [3, 3, 40]})
+    assert collect.warnings_of({"groups": several}) == ["Fewer than 10 cells: NK."]
+
+
+def test_small_values_are_written_in_powers_of_ten(made):
+    report, _ = made
+    digests = [digest for group in report.groups.values() for digest in group]
+    shares = next(digest for digest in digests if digest.title == "Attention rollout")
+    assert shares.unit == "× 10⁻²"
+    assert list(shares.scaled) == ["untrained"]
+    assert all(0.01 * float(bar.text[0]) == pytest.approx(bar.value, rel=0.05) for bar in shares.bars)
+
+
+def test_chapters_keep_their_order(made):
+    report, _ = made
+    titles = [chapter.title for chapter in CHAPTERS.values()]
+    places = [titles.index(section.title.partition(":")[0]) for section in report.sections]
+    assert places == sorted(places)
+
+
 def test_hostile_names_stay_text(scored):
     adata = scored.copy()
     adata.uns = {

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from scfast.cli.console import Console, json_option
+from scfast.cli.console import Console, dry_run_option, json_option
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +36,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 @click.option(
     "-o", "--output", "out", type=click.Path(path_type=Path), help="With --tune: write the rows to this file."
 )
+@dry_run_option
 @json_option
 def command(
     tune: bool,
@@ -48,6 +49,7 @@ def command(
     visits: tuple[str, ...],
     seconds: float,
     out: Path | None,
+    dry_run: bool,
     as_json: bool | None,
 ) -> None:
     """Time the attention ops on this machine, or look for the fastest tiles of its GPU.
@@ -60,6 +62,7 @@ def command(
       scfast bench
       scfast bench --device cuda --dtype bfloat16 --cells 16 --heads 12
       scfast bench --tune -o tiles.toml
+      scfast bench --tune --dry-run
       scfast bench --tune --visit colsum --visit softmax --dim 64
     """  # noqa: D301
     import torch
@@ -69,9 +72,11 @@ def command(
     where = default_device() if device is None else resolve_device(device)
     console = Console(as_json)
     if tune:
-        _tune(console, where, visits, dtypes or ("bfloat16",), dims or (64, 128), seconds, out)
+        _tune(
+            console, where, visits, dtypes or ("bfloat16",), dims or (64, 128), seconds, out, dry_run=dry_run
+        )
         return
-    given = {"--visit": bool(visits), "--output": out is not None}
+    given = {"--visit": bool(visits), "--output": out is not None, "--dry-run": dry_run}
     if wrong := [name for name, there in given.items() if there]:
         raise ValueError(f"{wrong[0]} goes with --tune")
     if len(dims) > 1 or len(dtypes) > 1:
@@ -107,6 +112,8 @@ def _tune(
     dims: tuple[int, ...],
     seconds: float,
     out: Path | None,
+    *,
+    dry_run: bool,
 ) -> None:
     import torch
 
@@ -115,6 +122,15 @@ def _tune(
     gpu = tune.gpu_to_tune(device)
     where, rows, started = tune.machine(device), [], time.perf_counter()
     todo = tune.shapes(visits, [getattr(torch, name) for name in dtypes], dims)
+    if dry_run:
+        facts = {
+            "device": str(device),
+            "machine": str(where),
+            "shapes": len(todo),
+            "seconds": f"{seconds:.0f}",
+        }
+        console.dry_run("bench", facts, [] if out is None else [out])
+        return
     console.event("start", f"# Tiles for {where}", command="bench", shapes=len(todo), gpu=gpu)
     for number, shape in enumerate(todo):
         if time.perf_counter() - started > seconds:

@@ -63,6 +63,10 @@ def top_genes(
             )
     known = {key: adata.uns[key]["groups"] for key in names}
     most = max(1, MAX_PANELS // max(1, len(names)))
+    if groups is None:  # a group without any cell has nothing to draw
+        known = {
+            key: about[about["cells"] > 0] if about["cells"].any() else about for key, about in known.items()
+        }
     chosen = {
         key: choose_panels(list(about.index), groups, about["cells"], most=most)
         for key, about in known.items()
@@ -109,7 +113,7 @@ def _panel(panel: Axes, rows: pd.DataFrame, labels: dict[str, str], score: Score
     panel.set_yticks(place, [labels.get(gene, gene) for gene in rows["gene"].astype(str)])
     panel.set_ylim(max(len(rows), 1) - 0.4, -0.6)
     panel.set_xlim(left=0)
-    panel.locator_params(axis="x", nbins=5)
+    panel.locator_params(axis="x", nbins=4, steps=[1, 2, 5, 10])
     panel.tick_params(axis="y", length=0, labelsize=8.5, colors="black")
     panel.set_xlabel(score.label, fontsize=8.5)
 

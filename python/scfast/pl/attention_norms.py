@@ -21,7 +21,7 @@ COLOURS = "Blues"
 CELL_SIZE, MARGIN = 0.32, 1.1
 #: What the numbers are called under a figure.
 LABELS = {
-    "weighted": "norm taken in per query, $\\sum_{ij}P_{ij}|f(x_j)|/n$",
+    "weighted": "norm per query, $\\sum_{ij}P_{ij}|f(x_j)|/n$",
     "prob": "$|P|_F$",
     "mixed": "$|Px|_F$",
 }

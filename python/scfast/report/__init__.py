@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from scfast.report.collect import analyses, digests, section_of
 from scfast.report.content import Report, format_value
 from scfast.report.page import write_page
-from scfast.report.provenance import read, record, versions
+from scfast.report.provenance import read, record, versions, when
 from scfast.report.trainings import FILE, logs_in, section_of_log
 
 if TYPE_CHECKING:
@@ -140,7 +140,9 @@ def make(adata: AnnData, *, title: str, about: dict[str, Any] | None = None) -> 
         section, failed = section_of(adata, key)
         sections.append(section)
         failures += failed
-    facts: dict[str, str] = {name: str(about[name]) for name in ("command", "finished") if name in about}
+    facts = {"command": str(about["command"])} if "command" in about else {}
+    if "finished" in about:
+        facts["finished"] = when(str(about["finished"]))
     if "seconds" in about:
         facts["time"] = f"{format_value(float(about['seconds']))} s"
     facts |= {"cells": f"{adata.n_obs:,}", "genes": f"{adata.n_vars:,}"}

@@ -41,29 +41,38 @@ class Listing:
     title: str
     about: str
     top: Top | None = None
+    first: tuple[str, ...] = ()  # columns that stand first
 
 
 @dataclass(frozen=True)
 class Chapter:
-    """An analysis, by the name of its tool."""
+    """An analysis, by the name of its tool; ``subject`` names the arguments that say what it is about."""
 
     title: str
     meaning: str
     caveat: str
     pictures: tuple[Picture, ...]
     tables: Mapping[str, Listing]
+    subject: tuple[str, ...] = ()
 
 
 _BESIDE = ("expression", "detection", "null")
 _SCORES = Top(("gene",), "mean", "se", _BESIDE)
 _GENES = (
-    "A row per group and gene. mean: over the group's cells, se: its standard error; mean_detecting: over the cells"
-    " that have the gene; rank: its mean place in the encoding; expression: mean log1p of counts per ten thousand;"
-    " detection: share of cells with a count; null: the untrained model's score."
+    "A row per group and gene. mean: over the group's cells, se: its standard error; null: the untrained model's mean;"
+    " expression: mean log1p of counts per ten thousand; detection: share of cells with a count; rank: its mean place"
+    " in the encoding; cells: that have the gene, and mean_detecting: over these alone."
 )
+_GENES_FIRST = ("group", "gene", "mean", "se", "null", "expression", "detection", "rank", "rank_sd", "cells")
 _GROUPS = (
-    "A row per group: where the score goes (mass), what was lost to the vocabulary and to truncation, and the rank"
-    " correlation of the genes' scores with what they may merely restate."
+    "A row per group. spearman_...: rank correlation over all genes of the score with what it may merely restate: mean"
+    " expression, detection, rank in the encoding, the untrained model (null). mass_...: tokens that the score goes to;"
+    " lost_...: share of the genes lost to the vocabulary and to truncation; replicates: 0 where none were named."
+)
+_GROUPS_FIRST = (
+    "cells",
+    "replicates",
+    *(f"spearman_{name}" for name in ("expression", "detection", "rank", "null")),
 )
 _CAVEAT = (
     "A ranking is worth what it adds to expression, detection and the same network before training: their rank"
@@ -71,11 +80,17 @@ _CAVEAT = (
 )
 
 
-def _scores(title: str, meaning: str, plot: str, caption: str, **more: Listing) -> Chapter:
+def _scores(
+    title: str, meaning: str, plot: str, caption: str, subject: tuple[str, ...] = (), **more: Listing
+) -> Chapter:
     """An analysis that gives every gene a score in every group."""
     picture = Picture(plot, caption, by_group=plot != "attention_norms")
-    tables = {"table": Listing("Genes", _GENES, _SCORES), "groups": Listing("Groups", _GROUPS), **more}
-    return Chapter(title, meaning, _CAVEAT, (picture,), tables)
+    tables = {
+        "table": Listing("Genes", _GENES, _SCORES, _GENES_FIRST),
+        "groups": Listing("Groups", _GROUPS, None, _GROUPS_FIRST),
+        **more,
+    }
+    return Chapter(title, meaning, _CAVEAT, (picture,), tables, subject)
 
 
 _BARS = "The top genes of each group with standard errors; the orange mark is the untrained model."
@@ -96,25 +111,42 @@ CHAPTERS = {
         "Norms of what attention carries",
         "Attention weights do not say how long the vectors are that they carry. Here each weight is multiplied by the"
         " norm of its transformed value vector (Kobayashi et al. 2020, 2021; GlobEnc: Modarressi et al. 2022).",
-        "attention_norms", "Norm-weighted attention of each head.",
-        heads=Listing("Heads", "A row per group, layer and head, from 0: means over cells and standard errors."),
-        layers=Listing("Layers", "A row per group and layer: the mixing ratio, which is what comes from other tokens."),
+        "attention_norms", "Norm-weighted attention of each head of each layer, from the least (0) to the most (1).",
+        heads=Listing(
+            "Heads",
+            "A row per group, layer and head, from 0: means over cells and standard errors (se). weighted: norm that a"
+            " query takes in; prob: norm of the attention map itself; mixed: norm of what it carries.",
+        ),
+        layers=Listing(
+            "Layers",
+            "A row per group and layer, from 0: the mixing ratio, which is the share that comes from other tokens, of"
+            " attention alone (attn-n), with the residual stream (attnres-n), and with layer norm (attnresln-n).",
+        ),
         norms=Listing("Norms", "A row per group and layer: what a query takes in altogether."),
     ),
     "relevance": _scores(
         "Relevance for a prediction",
         "How much each gene's attention matters to the chosen output, from attention and its gradient (Chefer et al."
-        " 2021). Attributions may be negative: such genes speak against the prediction.",
-        "relevance", "The genes that the prediction depends on most, with standard errors.",
+        " 2021), over the cells that have that output. Attributions may be negative: such genes speak against the"
+        " prediction.",
+        "relevance", "The genes that the prediction depends on most, with standard errors.", ("target",),
     ),
     "rollout_matrix": Chapter(
         "What genes read from",
         "Rows of the rollout matrix: each target gene's token, and the share of it that comes from each source gene.",
         "Read by rows: a source that stands high for every target is high in general. Targets themselves are left out.",
-        (Picture("rollout_matrix", "Targets (rows) read from sources (columns).", by_group=True),),
+        (
+            Picture(
+                "rollout_matrix",
+                "Targets (rows) read from sources (columns). Grey: no cell of the group has both genes.",
+                by_group=True,
+            ),
+        ),
         {
             "table": Listing(
-                "Pairs", "A row per group, target and source; the largest shares first.",
+                "Pairs",
+                "A row per group, target and source; the largest shares of every target first. null: the untrained"
+                " model's; expression and detection are those of the source.",
                 Top(("target", "source"), "mean", None, _BESIDE),
             ),
             "targets": Listing("Targets", "A row per group and target: its cells, and what it reads from itself."),
@@ -124,9 +156,17 @@ CHAPTERS = {
         "Attention by rank",
         "Mean attention received at each place of the encoding, over the cells that have a token there.",
         "Deep ranks exist in long cells only; the table says how many cells each mean is over.",
-        (Picture("rank_profile", "Mean attention received at each rank, with standard errors.", by_group=True),),
+        (
+            Picture(
+                "rank_profile",
+                "Mean attention received: a dot for every rank, and a smoothed line, pale where few cells are as long.",
+                by_group=True,
+            ),
+        ),
         {
-            "table": Listing("Ranks", "A row per model, group, bin of cell length and rank."),
+            "table": Listing(
+                "Ranks", "A row per model, group, bin of cell length and rank: sum over its cells, mean, error."
+            ),
             "lengths": Listing("Lengths", "Gene tokens of the cells in each group and bin."),
             "genes": Listing("Marked genes", "Where the named genes stand, and what they receive."),
         },
@@ -137,23 +177,27 @@ CHAPTERS = {
         " genes and ranks: the change of the attention that they receive.",
         "A head may shift without a change of the answer. Differences of genes are compared with rank, expression and"
         " detection in the table of groups.",
-        (Picture("attention_shift", "Cosine of the maps, layers by heads.", by_group=True),),
+        (Picture("attention_shift", "Mean cosine of both models' maps; 1: no change.", by_group=True),),
         {
             "genes": Listing(
-                "Genes", "A row per group and gene, the largest change first.",
+                "Genes",
+                "A row per group and gene, the largest change first. before, after: attention received in the first"
+                " and in the second model, over the cells that have the gene; change: their difference, with its"
+                " standard error; percent: of before.",
                 Top(("gene",), "change", "se", ("before", "after", "expression")),
             ),
             "cosine": Listing("Heads", "A row per group, layer and head: mean cosine of the cells, standard error."),
             "ranks": Listing("Ranks", "The same change by place in the encoding."),
             "groups": Listing("Groups", "Mean cosine, and what the genes' change correlates with."),
         },
+        ("model_a", "model_b"),
     ),
     "key_genes": Chapter(
         "Key genes",
-        "Genes by the attention that they receive over all cells, scaled to 0..1.",
+        "Genes by the attention that they receive from all tokens over all cells; the most attended gene has 1.",
         "Sums over cells favour genes that most cells have; attention_mean is over the cells that have the gene. The"
         " correlations say how far the ranking restates rank, expression and detection.",
-        (Picture("key_genes", "The most attended genes, their rank in each group, and detection."),),
+        (Picture("key_genes", "The most attended genes: rank in the encoding, cells, detection, expression."),),
         {
             "table": Listing("Genes", "A row per gene, most attended first."),
             "correlations": Listing("Correlations", "Spearman correlation of attention with each confounder."),
@@ -168,7 +212,7 @@ CHAPTERS = {
         " embeddings. Errors are between folds.",
         "The probes of shuffled labels say what a probe finds where there is nothing; chance is 1 / classes. That a"
         " label can be read does not say that the model uses it.",
-        (Picture("probe", "Macro-F1 by layer; shuffled labels and chance below."),),
+        (Picture("probe", "Macro-F1 by layer, a line per readout of the cell; shuffled labels and chance below."),),
         {
             "table": Listing("Probes", "A row per label, layer and readout, with control and chance."),
             "classes": Listing("Classes", "F1 of every class."),
@@ -184,7 +228,7 @@ CHAPTERS = {
         "High cosines between all tokens may come from a few dimensions that are large everywhere.",
         (
             Picture("layer_map", "Cosine between layers; blocks are framed.", by_group=True),
-            Picture("similarity_distribution", "Cosines between tokens of a cell, layer by layer."),
+            Picture("similarity_distribution", "Cosines between tokens of a cell, by layer; the tick is their median."),
         ),
         {
             "groups": Listing("Groups", "Blocks of layers and how clear they are (silhouette; 1: clear)."),
@@ -212,8 +256,11 @@ CHAPTERS = {
         (Picture("prevalence", "Share of attention minus share of genes.", by_group=True),),
         {
             "table": Listing(
-                "Clusters", "A row per model, group and cluster, the largest difference first.",
+                "Clusters",
+                "A row per model, group and cluster, largest difference first: attention, its share; frequency, that of"
+                " its genes; low and high, the interval of their difference; null, that of permuted clusters.",
                 Top(("cluster",), "difference", None, ("low", "high", "null_mean", "q_value")),
+                ("model", "group", "cluster", "difference", "low", "high", "q_value", "attention", "frequency"),
             ),
             "groups": Listing("Groups", "Cells, replicates, and the share of genes that have a cluster."),
         },
@@ -229,6 +276,7 @@ CHAPTERS = {
             "table": Listing(
                 "Sets", "A row per group and set, smallest p first.",
                 Top(("gene_set",), "ratio", None, ("overlap", "expected", "q_value")),
+                ("group", "gene_set", "overlap", "expected", "ratio", "p_value", "q_value"),
             ),
             "groups": Listing("Groups", "Cells, genes of the universe, and sets tested."),
             "top_genes": Listing("Top genes", "The genes that were tested."),
@@ -260,18 +308,21 @@ CHAPTERS = {
         "Mean attention between every two genes, group by group: target reads from source. Standard errors by jackknife"
         " over blocks of cells.",
         "Attention is not regulation: read a network beside what it is worth (grn_score), and beside what the model's"
-        " training says of it (model verdict, below).",
+        " training says of it.",
         (Picture("grn", "The strongest edges, as wide as they are strong; arrows come from the gene that is read."),),
         {
             "networks": Listing("Networks", "One per group, and the change between two: cells, edges, place in varp."),
-            "changes": Listing("Changes", "The largest first: before, after, change with its 95 % interval, p and q."),
+            "changes": Listing(
+                "Changes", "The largest first: before, in the first group; after, in the second; 95 % interval; p; q."
+            ),
             "strength": Listing("Strength", "Mean weight of the edges from and to every gene."),
         },
     ),
     "grn_score": Chapter(
         "What the networks are worth",
-        "Precision and recall of known targets among the strongest edges. Ratios are over the share of known pairs:"
-        " 1 is chance.",
+        "Precision and recall of known targets among the strongest edges. AUPRC is the area under that curve; EPR the"
+        " precision among as many of the strongest edges as there are known targets. Ratios are over the share of known"
+        " pairs: 1 is chance. In brackets: 95 % intervals.",
         "Baselines that know nothing of attention stand beside: co-expression, the product of detection rates, and"
         " references with the same degrees. A network is worth what it adds to them.",
         (Picture("grn_score", "Precision against recall: the network, its baselines, and chance."),),
@@ -302,6 +353,7 @@ CHAPTERS = {
             "overlap": Listing("Overlap", "Known targets among the top, against chance (hypergeometric)."),
             "enrichment": Listing("Enrichment", "Gene sets and regulons among its edges."),
         },
+        ("gene",),
     ),
     "embed": Chapter(
         "Cell embeddings",

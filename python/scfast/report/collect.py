@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 #: Rows of a group's digest, and groups that have a section of their own.
 TOP, MAX_SECTIONS = 10, 60
+#: Values below are written in powers of ten, with the columns beside them that are of their kind.
+SMALL, SAME_UNIT = 0.1, ("null", "null_mean", "before", "after", "low", "high")
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 #: A rank correlation from which a ranking is said to restate another one.
 RESTATES = 0.9
 #: Groups of fewer cells are named.
@@ -24,7 +28,7 @@ FEW_CELLS = 10
 
 
 def analyses(adata: AnnData) -> list[str]:
-    """Names in ``uns`` of what scfast's tools have left there: entries with ``"params"``.
+    """Names in ``uns`` of what scfast's tools have left there, entries with ``"params"``, in the order of chapters.
 
     Examples
     --------
@@ -33,13 +37,15 @@ def analyses(adata: AnnData) -> list[str]:
     >>> analyses(cells)
     ['rollout']
     """
-    return [
+    found = [
         key
         for key, results in adata.uns.items()
         if isinstance(results, Mapping)
         and "params" in results
         and (chapter_of(key).meaning or any(True for _ in tables_of(results)))
     ]
+    order = [chapter.title for chapter in CHAPTERS.values()]
+    return sorted(found, key=lambda key: [*order, chapter_of(key).title].index(chapter_of(key).title))
 
 
 def tables_of(results: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, pd.DataFrame]]:
@@ -61,10 +67,13 @@ def section_of(adata: AnnData, key: str) -> tuple[Section, list[str]]:
             figures.append(draw(adata, key, picture, groups, f"{chapter.title}: {picture.caption}"))
         except Exception as error:  # a figure that cannot be drawn takes nothing else with it
             failures.append(f"{key}: pl.{picture.plot} could not be drawn: {error}")
+    subject = " → ".join(
+        str(results["params"][name]) for name in chapter.subject if name in results["params"]
+    )
     section = Section(
-        key, chapter.title, chapter.meaning, chapter.caveat,
+        key, f"{chapter.title}: {subject}" if subject else chapter.title, chapter.meaning, chapter.caveat,
         {name: text for name, value in results["params"].items() if (text := _argument(value))},
-        figures, tables_in(key, results, chapter), warnings_of(results),
+        figures, tables_in(key, results, chapter), [*verdicts_of(results), *warnings_of(results)],
     )  # fmt: skip
     return section, failures
 
@@ -77,10 +86,15 @@ def tables_in(key: str, results: Mapping[str, Any], chapter: Chapter) -> list[Ta
     tables = []
     for path in order:
         about = chapter.tables.get(path, Listing(path, ""))
-        tables.append(
-            Table.of(f"{key}-{path.replace('/', '-')}", about.title, about.about, found[path], "group")
-        )
+        name = f"{key}-{path.replace('/', '-')}"
+        tables.append(Table.of(name, about.title, about.about, _ordered(found[path], about.first), "group"))
     return tables
+
+
+def _ordered(frame: pd.DataFrame, first: Sequence[str]) -> pd.DataFrame:
+    """Its columns, those that a reader looks for first."""
+    front = [name for name in first if name in frame]
+    return frame[[*front, *(name for name in frame if name not in front)]]
 
 
 def groups_of(results: Mapping[str, Any]) -> list[str]:
@@ -123,26 +137,46 @@ def facts_of(results: Mapping[str, Any], group: str) -> dict[str, str]:
         lost = name in ("replicates", "lost_vocabulary", "lost_truncation") and value > 0
         if lost or name == "cells" or name.startswith("spearman_"):
             label = name.replace("spearman_", "ρ ").replace("null", "untrained").replace("_", " ")
-            facts[label] = format_value(plain_value(value))
+            correlation = name.startswith("spearman_") and np.isfinite(value)
+            facts[label] = _correlation(value) if correlation else format_value(plain_value(value))
     return facts
 
 
+def _correlation(value: float) -> str:
+    return f"{round(value, 2) + 0.0:.2f}".replace("-", "−")
+
+
 def _digest(title: str, part: pd.DataFrame, top: Top, facts: dict[str, str]) -> Digest:
+    if len(top.names) > 1:  # of pairs, some of every first gene
+        firsts = part.groupby(top.names[0], observed=True, sort=False)
+        part = firsts.head(max(1, TOP // max(1, firsts.ngroups)))
     rows = part.head(TOP)
     beside = [column for column in top.beside if column in rows]
     values = rows[top.value].to_numpy(dtype=float)
     furthest = float(np.nanmax(np.abs(values))) if np.isfinite(values).any() else 0.0
+    power = math.floor(math.log10(furthest)) if 0 < furthest < SMALL else 0
+    units = {column: 10.0**power if column in SAME_UNIT else 1.0 for column in beside}
     errors = rows[top.error].to_numpy(dtype=float) if top.error in rows else np.full(len(rows), np.nan)
     names = rows[[name for name in top.names if name in rows]].astype(str).agg(" ← ".join, axis=1)
     bars = [
         Bar(
-            name, value, error, {column: float(rows[column].iloc[place]) for column in beside},
-            100 * abs(value) / furthest if furthest and np.isfinite(value) else 0.0,
+            name, value, error, {column: float(rows[column].iloc[place]) / units[column] for column in beside},
+            100 * abs(value) / furthest if furthest and np.isfinite(value) else 0.0, 10.0**power,
         )
         for place, (name, value, error) in enumerate(zip(names, values.tolist(), errors.tolist(), strict=True))
     ]  # fmt: skip
     headings = ["untrained" if column == "null" else column.replace("_", " ") for column in beside]
-    return Digest(title, top.value.replace("_", " "), headings, bars, facts)
+    unit = f"× 10{str(power).translate(SUPERSCRIPTS)}" if power else ""
+    scaled = [name for name, column in zip(headings, beside, strict=True) if column in SAME_UNIT]
+    return Digest(title, top.value.replace("_", " "), headings, bars, facts, unit, scaled)
+
+
+def verdicts_of(results: Mapping[str, Any]) -> list[str]:
+    """What a tool itself says of its results: whether to trust them."""
+    model = results["params"].get("model_verdict")
+    return list(
+        dict.fromkeys(str(text) for text in [*([model] if model else []), *results.get("verdict", [])])
+    )
 
 
 def warnings_of(results: Mapping[str, Any]) -> list[str]:
@@ -164,7 +198,8 @@ def warnings_of(results: Mapping[str, Any]) -> list[str]:
                     f" {RESTATES} or more (median of the groups: {groups[column].median():.2f})."
                 )
     if "cells" in groups:
-        small = groups.index[(groups["cells"] < FEW_CELLS).to_numpy()]
+        names = groups.get("group", groups.index)
+        small = list(dict.fromkeys(names[(groups["cells"] < FEW_CELLS).to_numpy()]))
         if len(small):
             found.append(f"Fewer than {FEW_CELLS} cells: {', '.join(map(str, small[:8]))}.")
     if "replicates" in groups and not (groups["replicates"] > 0).any():

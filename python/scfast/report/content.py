@@ -18,11 +18,12 @@ DIGITS = 4
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture: the whole of it in ``uri`` (``data:...``), what it shows, and what stands below it."""
+    """A picture: all of it in ``uri`` (``data:...``), what it shows, what stands below it, pixels of its width."""
 
     uri: str
     alt: str
     caption: str
+    width: int
 
 
 @dataclass(frozen=True)
@@ -101,13 +102,14 @@ class Table:
 
 @dataclass(frozen=True)
 class Bar:
-    """A row of a group's digest: a name, its value with its standard error, and what it must beat."""
+    """A row of a group's digest: a name, its value with its standard error (in ``unit``), and what it must beat."""
 
     name: str
     value: float
     error: float
     beside: Mapping[str, float]
     width: float  # of the bar, 0 to 100
+    unit: float = 1.0
 
     @property
     def text(self) -> tuple[str, str]:
@@ -115,15 +117,16 @@ class Bar:
 
         Examples
         --------
-        >>> Bar("CD3E", 0.00528123, 0.000217, {}, 100.0).text, Bar("CD3E", 0.5, float("nan"), {}, 1.0).text
-        (('0.00528', '0.00022'), ('0.5', ''))
+        >>> Bar("CD3E", 0.00528123, 0.000217, {}, 100.0, unit=1e-3).text, Bar("CD3E", 0.5, float("nan"), {}, 1.0).text
+        (('5.28', '0.22'), ('0.5', ''))
         """
-        if not (self.error > 0 and math.isfinite(self.value)):
-            return format_value(plain_value(self.value)), ""
-        places = 1 - math.floor(math.log10(self.error))
+        value, error = self.value / self.unit, self.error / self.unit
+        if not (error > 0 and math.isfinite(value)):
+            return format_value(plain_value(value)), ""
+        places = 1 - math.floor(math.log10(error))
         if not 0 <= places <= 8:
-            return format_value(self.value), format_value(self.error)
-        return f"{self.value:.{places}f}", f"{self.error:.{places}f}"
+            return format_value(value), format_value(error)
+        return f"{value:.{places}f}", f"{error:.{places}f}"
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,8 @@ class Digest:
     columns: Sequence[str]
     bars: Sequence[Bar]
     facts: Mapping[str, str]
+    unit: str = ""  # of the value, and of the columns that are ``scaled``
+    scaled: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

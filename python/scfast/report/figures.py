@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 MAX_GROUPS = 12
 #: Bytes of a drawing beyond which a picture of dots is smaller.
 MAX_SVG = 250_000
+#: Of a page to an inch: text of a figure has the size that it was drawn with.
+PIXELS = 96
 
 
 def draw(adata: AnnData, key: str, picture: Picture, groups: list[str], alt: str) -> Figure:
@@ -55,9 +57,15 @@ def figure_from(plot: Callable[[], Any], salt: str, alt: str, caption: str) -> F
         axes = plot()
         figure = (axes[0] if isinstance(axes, list) else axes).get_figure(root=True)
         try:
-            return Figure(_uri(figure), alt, caption)
+            return Figure(_uri(figure), alt, caption, round(PIXELS * _inches(figure)))
         finally:
             plt.close(figure)
+
+
+def _inches(figure: Any) -> float:
+    """Width of what is drawn."""
+    figure.canvas.draw()
+    return float(figure.get_tightbbox().width)
 
 
 def _uri(figure: Any) -> str:

@@ -66,6 +66,20 @@ def record(
     return path
 
 
+def when(time: str) -> str:
+    """A time as a person reads it; what is none stays as it is.
+
+    Examples
+    --------
+    >>> when("2026-11-22T07:48:30+00:00"), when("yesterday")
+    ('2026-11-22 07:48 UTC', 'yesterday')
+    """
+    try:
+        return f"{datetime.fromisoformat(time).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+    except ValueError:
+        return time
+
+
 def versions() -> dict[str, str]:
     """Python, the system, and the packages."""
     found = {"python": platform.python_version(), "system": platform.platform(terse=True)}
