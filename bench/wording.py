@@ -70,11 +70,7 @@ def about(results: Results) -> str:
     first, here = machines[0], machines[-1]
     commits = {machine["commit"] for machine in machines}
     when = here["date"] if first["date"] == here["date"] else f"{first['date']} to {here['date']}"
-    what = (
-        f"commit {here['commit']}"
-        if len(commits) == 1
-        else f"{len(commits)} commits, in the files of results"
-    )
+    what = f"commit {here['commit']}" if len(commits) == 1 else "every result with its commit"
     return (
         f"{here.get('gpu') or here['cpu']}, {here['cores']} cores, {here['instruction_set']}, torch {here['torch']},"
         f" {when}, {what}."

@@ -9,6 +9,13 @@ using scfast::kBfloat16;
 using scfast::kFloat16;
 using scfast::kFloat32;
 
+// _Float16 where C++ has it: on AArch64 only from GCC 13, which before calls it __fp16.
+#if defined(__aarch64__)
+using Half = __fp16;
+#else
+using Half = _Float16;
+#endif
+
 SCFAST_INLINE float bfloat16_to_float(uint16_t x) {
   const uint32_t bits = (uint32_t)x << 16;
   float f;
@@ -49,7 +56,7 @@ static void to_float(const void* from, int dtype, int n, float* to) {
     for (; i + 8 <= n; i += 8) storeu(to + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(x + i))));
 #endif
     for (; i < n; i++) {
-      _Float16 half;
+      Half half;
       memcpy(&half, x + i, 2);
       to[i] = (float)half;
     }
@@ -67,7 +74,7 @@ static void from_float(const float* from, float factor, int n, int dtype, void* 
   } else {
     uint16_t* x = (uint16_t*)to;
     for (int i = 0; i < n; i++) {
-      const _Float16 half = (_Float16)(from[i] * factor);
+      const Half half = (Half)(from[i] * factor);
       memcpy(x + i, &half, 2);
     }
   }
