@@ -139,7 +139,7 @@ def test_warnings_are_what_the_numbers_say():
         {
             "cells": [4, 400],
             "replicates": [0, 0],
-            "lost_truncation": [0.0, 0.2],
+            "lost_truncation": [0.0, 1203.4],
             "spearman_null": [0.95, 0.2],
         },
         index=pd.Index(["rare", "common"], name="group"),
@@ -148,7 +148,7 @@ def test_warnings_are_what_the_numbers_say():
     assert "In 1 of 2 groups the ranking of all genes correlates with that of the untrained model" in found
     assert "Fewer than 10 cells: rare." in found
     assert "not between donors" in found
-    assert "Up to 20% of a group's genes are lost to tokens cut off" in found
+    assert "Up to 1,203 genes of a cell, in the mean over its group, are cut off" in found
     fine = pd.DataFrame({"cells": [50], "replicates": [3], "spearman_null": [0.1]}, index=["all"])
     assert collect.warnings_of({"groups": fine}) == []
 

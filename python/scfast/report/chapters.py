@@ -67,7 +67,7 @@ _GENES_FIRST = ("group", "gene", "mean", "se", "null", "expression", "detection"
 _GROUPS = (
     "A row per group. spearman_...: rank correlation over all genes of the score with what it may merely restate: mean"
     " expression, detection, rank in the encoding, the untrained model (null). mass_...: tokens that the score goes to;"
-    " lost_...: share of the genes lost to the vocabulary and to truncation; replicates: 0 where none were named."
+    " lost_...: genes per cell that the vocabulary lacks or the longest input cuts off; replicates: 0: none were named."
 )
 _GROUPS_FIRST = (
     "cells",

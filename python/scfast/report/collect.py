@@ -25,6 +25,8 @@ SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 RESTATES = 0.9
 #: Groups of fewer cells are named.
 FEW_CELLS = 10
+#: Genes per cell from which a loss is named.
+FEW_GENES = 1.0
 
 
 def analyses(adata: AnnData) -> list[str]:
@@ -205,11 +207,11 @@ def warnings_of(results: Mapping[str, Any]) -> list[str]:
     if "replicates" in groups and not (groups["replicates"] > 0).any():
         found.append("Standard errors are between cells, not between donors: no replicates were named.")
     for column, what in (
-        ("lost_vocabulary", "that the vocabulary lacks"),
-        ("lost_truncation", "cut off by the model's longest input"),
+        ("lost_vocabulary", "are not in the vocabulary"),
+        ("lost_truncation", "are cut off by the model's longest input"),
     ):
-        if column in groups and (lost := float(groups[column].max())) > 0.05:
-            found.append(f"Up to {lost:.0%} of a group's genes are lost to tokens {what}.")
+        if column in groups and (lost := float(groups[column].max())) >= FEW_GENES:
+            found.append(f"Up to {lost:,.0f} genes of a cell, in the mean over its group, {what}.")
     return found
 
 
