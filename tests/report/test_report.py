@@ -153,10 +153,12 @@ def test_warnings_are_what_the_numbers_say():
     assert collect.warnings_of({"groups": fine}) == []
 
 
-def test_what_tools_say_of_their_results_comes_first(made):
+def test_what_tools_say_of_their_results_comes_first(made, cells):
     report, _ = made
     notes = {section.key: section.warnings for section in report.sections}
-    assert "known" in notes["grn_score"][0] or "network" in notes["grn_score"][0]
+    said = cells.uns["grn_score"]["verdict"].tolist()
+    assert notes["grn_score"][: len(said)] == said
+    assert notes["grn"][0] == cells.uns["grn"]["params"]["model_verdict"]
     several = pd.DataFrame({"group": ["NK", "NK", "B"], "cells": [3, 3, 40]})
     assert collect.warnings_of({"groups": several}) == ["Fewer than 10 cells: NK."]
 
