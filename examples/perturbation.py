@@ -249,7 +249,7 @@ def findings(cells: ad.AnnData, logs: list[dict[str, Any]], summary: pd.DataFram
         f" {detected.mean():.1f} of the {counts.shape[1]} input genes above 0, and"
         f" {cells.obs['n_counts'].median():,.0f} counts in all (median).",
         f"Validation loss, nats per gene: {losses}; the best epochs were {epochs}, and {ended} of {len(logs)} trainings"
-        " ended because it had stopped falling, the others at a learning rate of 0.",
+        f" ended because it had stopped falling{'' if ended == len(logs) else ', the others at a learning rate of 0'}.",
     ]
     scores = pd.concat([pd.DataFrame(log["scores"]) for log in logs])
     for metric, what in (("pearson_change", "all input genes"), ("pearson_change_top", "the top 20")):
