@@ -46,15 +46,11 @@ class _Commands(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         cells = args[2:3] if args[0] == "train" else args[1:2]
-        asks = not {"-h", "--help"} & set(args)
-        if (
-            asks
-            and args[0] in COMMANDS
-            and cells
-            and cells[0].endswith(CELLS)
-            and not os.path.exists(cells[0])
-        ):
-            raise FileNotFoundError(f"no file {cells[0]}")
+        completes_or_teaches = ctx.resilient_parsing or {"-h", "--help"} & set(args)
+        if args[0] in COMMANDS and not completes_or_teaches:
+            for path in cells:
+                if path.endswith(CELLS) and not os.path.exists(path):
+                    raise FileNotFoundError(f"no file {path}")
         return super().resolve_command(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:

@@ -23,9 +23,10 @@ from scfast.models.base import TokenKind, Tokens
 from scfast.run import StoredCounts, make_plan, run, runner, survey
 from tests.toy import ToySource
 
-#: Bytes that a cell may cost: 20 MB of a million cells.
-ALLOWED = 20
-SIZES, N_GENES, TOKENS = (3_000, 15_000), 30, 4
+#: Bytes that a cell may cost: 24 MB of a million cells. It costs 22; sizes lie far apart, because whether two blocks of
+#: cells are there at once when most is held, which is up to threads, makes 150 kB more or less.
+ALLOWED = 24
+SIZES, N_GENES, TOKENS = (3_000, 40_000), 30, 4
 
 
 class Short(ToySource):
