@@ -40,7 +40,7 @@ plot_formats = [("png", 140)]
 plot_html_show_formats = plot_html_show_source_link = False
 plot_rcparams = {"savefig.bbox": "tight"}
 
-myst_enable_extensions = ["dollarmath", "colon_fence", "fieldlist"]
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath", "fieldlist"]
 myst_heading_anchors = 3
 nb_execution_mode = "cache"
 nb_execution_timeout = 1200  # of a cell, on a machine that does much else
