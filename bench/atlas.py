@@ -72,7 +72,7 @@ def measure(path: Path, checkpoint: Path, phase: str) -> dict[str, float]:
         stored = counts()
         lengths = survey(loaded, stored).lengths
     if phase == "analysed":
-        plan = make_plan(lengths, token_budget=2**17, max_batch_tokens=2**17, shard_cells=stored.shard_cells)
+        plan = make_plan(lengths, token_budget=2**17, shard_cells=stored.shard_cells)
         del lengths, stored
         strata = Strata.from_codes(np.arange(adata.n_obs) % 10, 10)
         analysis = GroupExpression(strata, adata.n_vars)

@@ -79,7 +79,8 @@ def test_categories_as_old_files_have_them(rows, tmp_path):
             obs[name].attrs.update({"encoding-type": "string-array", "encoding-version": "0.2.0"})
         obs["type"].attrs["categories"] = obs["__categories/type"].ref
     chosen = np.arange(5) if rows is None else rows
-    adata = ad.AnnData(obs=pd.DataFrame(index=pd.RangeIndex(len(chosen)).astype(str)))
+    cells = pd.DataFrame(index=pd.RangeIndex(len(chosen)).astype(str))
+    adata = ad.AnnData(obs=cells, var=pd.DataFrame(index=["LYZ"]))
     out = scfast.io.write_h5ad(adata, tmp_path / "new.h5ad", cells=CellsOnDisk(tmp_path / "old.h5ad", rows))
     found = ad.read_h5ad(out)
     assert found.obs_names.tolist() == [names[i].decode() for i in chosen]
