@@ -362,9 +362,8 @@ def changes(made: dict[tuple[str, str, int], ad.AnnData], seeds: int, out: Path)
                 continue
             overlap = cells.uns[key]["overlap"].iloc[0]
             best = ", ".join(cells.uns[key]["influenced"]["gene"].head(3))
-            row[gene] = (
-                f"{best}; known {overlap['overlap']:.0f} of {overlap['known']:.0f}, p = {overlap['p_value']:.2g}"
-            )
+            known = f"known {overlap['overlap']:.0f} of {overlap['known']:.0f}, p = {overlap['p_value']:.2g}"
+            row[gene] = f"{best}; {known if overlap['known'] else 'no target is known'}"
         rows.append(row)
     pd.concat(tables).to_csv(out / "changes.csv", index=False)
     kang = made[GENEFORMER, "kang", 0]
