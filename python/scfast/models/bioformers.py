@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from scfast.models.bioformers_network import BioformersNetwork, BioformersShape,
 from scfast.models.bioformers_tokens import CLS, Binning, Inputs, tokens_of
 from scfast.models.cards import Card, Shape
 from scfast.models.counts import as_csr, totals_of
-from scfast.models.gene_ids import GeneMatch, Matcher
+from scfast.models.gene_ids import GeneMatch, Matcher, match_genes
 from scfast.models.packed import PackedSource
 from scfast.models.targets import gene_column
 from scfast.models.text_files import shown
@@ -210,7 +211,7 @@ class BioformersSource(PackedSource):
         self.network = network
         self.inputs = inputs
         self.block_tokens = block_tokens
-        self._match = Matcher(inputs.tables, name)
+        self._match = Matcher(partial(match_genes, dictionaries=inputs.tables), name)
 
     def match(self, var: pd.DataFrame) -> GeneMatch:
         """Which columns of the data the vocabulary knows, and how their names were read."""

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -143,27 +144,40 @@ def _is_id(name: object) -> bool:
     return isinstance(name, str) and _ENSEMBL.match(name.upper()) is not None
 
 
-class Matcher:
-    """:func:`match_genes` of one model, which remembers its answer: cells are tokenised block by block over one var.
+class Described(Protocol):
+    """Which genes were found, in words."""
+
+    def describe(self) -> str:
+        """A sentence for logs."""
+        ...
+
+
+Match = TypeVar("Match", bound=Described)
+
+
+class Matcher(Generic[Match]):
+    """Remembers which genes one model found: cells are tokenised block by block over one var.
 
     Parameters
     ----------
-    dictionaries
-        The model's.
+    match
+        Finds them, such as :func:`match_genes` with a model's dictionaries.
     name
         What logs call the model.
     """
 
-    def __init__(self, dictionaries: Dictionaries, name: str) -> None:
-        self._dictionaries, self._name = dictionaries, name
-        self._last: tuple[pd.Index, pd.DataFrame, GeneMatch] | None = None
+    def __init__(self, match: Callable[[pd.DataFrame], Match], name: str) -> None:
+        self._match, self._name = match, name
+        self._last: tuple[pd.Index, pd.DataFrame, Match] | None = None
 
-    def __call__(self, var: pd.DataFrame) -> GeneMatch:
+    def __call__(self, var: pd.DataFrame) -> Match:
         """Which columns of the data the vocabulary knows; logged where it was not known yet."""
         last, present = self._last, [column for column in COLUMNS if column in var.columns]
         if last is None or not (_same(last[0], var.index) and _same_columns(last[1], var, present)):
-            self._last = last = (var.index, var[present].copy(), match_genes(var, self._dictionaries))
+            last = (var.index, var[present].copy(), self._match(var))
             _LOG.info("%s: %s", self._name, last[2].describe())
+        # An index cannot change, and the same object is seen at once: names that were compared are not compared again.
+        self._last = (var.index, *last[1:])
         return last[2]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,7 +21,7 @@ from scfast.models.bert_shape import BertShape
 from scfast.models.cards import Card, Shape
 from scfast.models.counts import as_csr, totals_of
 from scfast.models.dictionaries import Dictionaries, Table
-from scfast.models.gene_ids import GeneMatch, Matcher
+from scfast.models.gene_ids import GeneMatch, Matcher, match_genes
 from scfast.models.heads import sequence_classes, to_transformers
 from scfast.models.packed import PackedSource
 from scfast.models.targets import check_target, target_values
@@ -191,7 +192,7 @@ class GeneformerSource(PackedSource):
         self.encoder = encoder
         self.config = config
         self.block_tokens = block_tokens
-        self._match = Matcher(tables, name)
+        self._match = Matcher(partial(match_genes, dictionaries=tables), name)
 
     def match(self, var: pd.DataFrame) -> GeneMatch:
         """Which columns of the data the vocabulary knows, and how their names were read."""

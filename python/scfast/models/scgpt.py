@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from scfast.models.base import TokenBytes, Tokens
 from scfast.models.cards import Card, Shape
 from scfast.models.counts import as_csr, check_counts
 from scfast.models.dictionaries import Dictionaries, Table
-from scfast.models.gene_ids import GeneMatch, Matcher
+from scfast.models.gene_ids import GeneMatch, Matcher, match_genes
 from scfast.models.packed import PackedSource
 from scfast.models.scgpt_tokens import SPECIAL, Rules, check_vocabulary, tokens_of
 from scfast.models.scgpt_weights import ScgptNetwork, ScgptShape
@@ -164,7 +165,7 @@ class ScgptSource(PackedSource):
         self.dictionaries = genes
         self.rules = rules
         self.block_tokens = block_tokens
-        self._match = Matcher(genes, name)
+        self._match = Matcher(partial(match_genes, dictionaries=genes), name)
 
     def match(self, var: pd.DataFrame) -> GeneMatch:
         """Which columns of the data the vocabulary knows, and how their names were read."""

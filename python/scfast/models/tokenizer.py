@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -15,10 +15,8 @@ from scipy import sparse
 from scfast.models.base import TokenKind, Tokens
 from scfast.models.counts import as_csr, totals_of
 from scfast.models.dictionaries import SPECIAL, Dictionaries
-from scfast.models.gene_ids import COLUMNS, GeneMatch, match_genes
+from scfast.models.gene_ids import GeneMatch, Matcher, match_genes
 from scfast.packing import Packing
-
-_LOG = logging.getLogger(__name__)
 
 #: One sequence of numbers per cell.
 Cells: TypeAlias = "Sequence[Sequence[int] | Sequence[float] | np.ndarray | torch.Tensor]"
@@ -145,7 +143,9 @@ class Tokenizer:
             raise ValueError(
                 "gene_names translates symbols to genes of a vocabulary: give vocabulary= as well"
             )
-        self._matched: tuple[pd.DataFrame, GeneMatch] | None = None
+        self._match: Matcher[GeneMatch] | None = (
+            None if self.tables is None else Matcher(partial(match_genes, dictionaries=self.tables), name)
+        )
 
     @property
     def genes(self) -> list[str]:
@@ -165,12 +165,8 @@ class Tokenizer:
 
     def match(self, var: pd.DataFrame) -> GeneMatch:
         """Which columns of the data the vocabulary knows, and how their names were read."""
-        assert self.tables is not None
-        names = var[[column for column in COLUMNS if column in var.columns]]
-        if self._matched is None or not self._matched[0].equals(names):
-            self._matched = (names.copy(), match_genes(var, self.tables))
-            _LOG.info("%s: %s", self.name, self._matched[1].describe())
-        return self._matched[1]
+        assert self._match is not None
+        return self._match(var)
 
     def __call__(self, counts: sparse.csr_matrix, var: pd.DataFrame, n_counts: np.ndarray | None) -> Tokens:
         """Tokens of every row of ``counts`` [cells, genes].

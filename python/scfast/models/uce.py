@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,7 +17,7 @@ from scfast.models.base import TokenBytes, TokenKind, Tokens
 from scfast.models.cards import Card, Shape
 from scfast.models.counts import as_csr, check_counts
 from scfast.models.dictionaries import Table, read_names
-from scfast.models.gene_ids import COLUMNS
+from scfast.models.gene_ids import Matcher
 from scfast.models.packed import PackedSource
 from scfast.models.uce_encoder import TABLE, UceEncoder, UceShape
 from scfast.models.uce_files import SpeciesGenes
@@ -209,7 +210,8 @@ class UceSource(PackedSource):
         self.cells_together = batch_size if masking == "published" else 1
         self.gene_names = gene_names
         self.block_tokens = block_tokens
-        self._matched: tuple[pd.DataFrame, SymbolMatch] | None = None
+        found_by = partial(match_symbols, known=genes, species=species, names=gene_names)
+        self._match: Matcher[SymbolMatch] = Matcher(found_by, self.name)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -224,13 +226,7 @@ class UceSource(PackedSource):
 
     def match(self, var: pd.DataFrame) -> SymbolMatch:
         """Which columns of the data are which genes, and how their names were read."""
-        names = var[[column for column in COLUMNS if column in var.columns]]
-        # Cells are tokenised block by block over one var: matching it once is enough.
-        if self._matched is None or not self._matched[0].equals(names):
-            found = match_symbols(var, self.species_genes, self.species, self.gene_names)
-            self._matched = (names.copy(), found)
-            _LOG.info("%s: %s", self.name, found.describe())
-        return self._matched[1]
+        return self._match(var)
 
     def tokenize(
         self, counts: sparse.csr_matrix, var: pd.DataFrame, n_counts: np.ndarray | None = None
