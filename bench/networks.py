@@ -163,7 +163,7 @@ def main() -> None:
         print(json.dumps({"commit": commit(), **found}))
         return
     found = {"threads": options.threads, "genes": options.genes}
-    found |= {"op": in_its_process("op", options), "tl.grn": in_its_process("tool", options)}
+    found |= {"attention_scatter": in_its_process("op", options), "tl.grn": in_its_process("tool", options)}
     exact, sums = held(options), np.load(options.kept / "sums.npy")
     there, error = exact > 0, np.abs(sums - exact)
     found |= {
@@ -174,7 +174,9 @@ def main() -> None:
     print(json.dumps(found, indent=1))
     folder = options.out or RESULTS / name()
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "networks.json").write_text(json.dumps({"machine": describe(), **found}, indent=1) + "\n")
+    (folder / "networks.json").write_text(
+        json.dumps({"op": "networks", "machine": describe(), **found}, indent=1) + "\n"
+    )
 
 
 if __name__ == "__main__":

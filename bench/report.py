@@ -169,7 +169,7 @@ def atlas_table(result: dict[str, Any]) -> str:
             }
             for n, of in sizes.items()
         }
-        for n_cells, of in medians.items():
+        for n_cells, of in sorted(medians.items()):
             cells = [kind, f"{n_cells:,}"]
             for found in (of.get(phase, {}) for phase in phases):
                 memory = f", {size(found['peak_bytes'])}" if "peak_bytes" in found else ""
@@ -251,7 +251,33 @@ def lengths_table(result: dict[str, Any]) -> str:
 
 
 #: Benchmarks of whole tasks rather than ops, and their tables.
+def networks_table(result: dict[str, Any]) -> str:
+    """How far sums by gene are from the maps added in float64, and the memory they take."""
+    op, tool = result["attention_scatter"], result["tl.grn"]
+    room = op["result_bytes"] + op["largest_batch_bytes"]
+    lines = [
+        ["cells, tokens, genes", f"{op['cells']:,}, {op['tokens']:,}, {result['genes']:,}"],
+        ["pairs of genes that some cell has", f"{result['pairs']:,}"],
+        ["largest relative error of a sum", f"{result['largest_relative_error']:.1e}"],
+        ["relative error of the norm", f"{result['relative_error_of_norm']:.1e}"],
+        [
+            "`attention_scatter`: peak growth; sums and largest batch",
+            f"{size(op['peak_growth_bytes'])}; {size(room)}",
+        ],
+        [
+            f"`tl.grn`, {tool['cells']} cells of {tool['tokens_of_a_cell']:,} tokens: peak growth; result, memory="
+            f"{size(tool['memory_bytes'])}",
+            f"{size(tool['peak_growth_bytes'])}; {size(tool['result_bytes'])}",
+        ],
+    ]
+    about = (
+        "Sums of attention by pairs of genes, against maps that are held and added in float64, cell by cell."
+    )
+    return about + "\n\n" + table(["", f"{result['threads']} thread"], lines)
+
+
 WHOLE = {
+    "networks": networks_table,
     "lengths": lengths_table,
     "end_to_end": end_to_end_table,
     "published_shapes": published_table,
