@@ -97,7 +97,8 @@ def test_errors_are_those_of_a_ratio_between_blocks():
     variance[sum(n > 0 for _, n in parts) == 1] = np.nan  # a single block has no spread
     variance[held == 0] = 0
     np.fill_diagonal(variance, 0)
-    np.testing.assert_allclose(adata.varp["grn_se"].toarray(), np.sqrt(variance), rtol=1e-4, atol=1e-7)
+    # Maps are float32: measured at most 1.2e-8 apart, where errors are up to 0.011.
+    np.testing.assert_allclose(adata.varp["grn_se"].toarray(), np.sqrt(variance), rtol=1e-5, atol=1e-7)
 
 
 def test_the_error_is_the_jackknife_s():
