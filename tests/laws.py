@@ -99,9 +99,8 @@ def _merged(a: Accumulator, b: Accumulator) -> State:
 def _check_types(state: State) -> None:
     for name, array in state.items():
         assert isinstance(array, np.ndarray), name
-        if (
-            array.ndim and array.flags.writeable
-        ):  # what is read-only is no sum: it says which cells belong together
+        # What nobody can write into is no sum: strata are of as few bytes as they need.
+        if array.ndim and array.flags.writeable:
             assert array.dtype in (np.int64, np.float64), (
                 f"{name} is {array.dtype}: counts are int64, sums float64"
             )

@@ -57,9 +57,8 @@ def _copy(source: Any, target: Any, name: str, rows: np.ndarray | None) -> None:
     import h5py
 
     element = source[name]
-    plain = (
-        "encoding-type" in element.attrs and "categories" not in element.attrs
-    )  # else: as old files have it
+    # Old files keep categories apart, behind a reference that holds in them alone.
+    plain = "encoding-type" in element.attrs and "categories" not in element.attrs
     if isinstance(element, (h5py.Group, h5py.Dataset)) and rows is None and plain:
         source.file.copy(element, target, name=name)
     elif element.attrs.get("encoding-type") == "string-array" and len(element.shape) == 1:
